@@ -1,0 +1,103 @@
+"""The course on real X-rays and on a user's own folder, through the command line."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def course(*arguments, work):
+    command = [sys.executable, "-m", "utils.course", *arguments]
+    environment = {**os.environ, "CXR_WORK_DIR": str(work)}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+
+
+def results(work, run, notebook):
+    return json.loads((work / "results" / run / f"{notebook}.json").read_text())["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "raw", "images", "twins"),
+    [
+        ("darkcovidnet", "darkcovidnet", 242, 1),
+        ("cohen", ".", 1546, None),
+        ("radiography", "radiography", 1200, 0),
+    ],
+)
+def test_real_sets_run_through(shared, tmp_path, dataset, raw, images, twins):
+    done = course("run", "--dataset", dataset, "--raw", str(shared / raw), work=tmp_path)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    run = f"{dataset}-fast"
+    data = results(tmp_path, run, "01_data")
+    assert data["data.manifest.images"] == images
+    assert twins is None or data["data.twins.pairs"] == twins
+    assert results(tmp_path, run, "02_preprocessing")["data.split.shared_patients"] == 0
+    binary = results(tmp_path, run, "03_binary_cnn")
+    assert binary["binary.small_cnn.auroc"] > 0.6  # it does learn; how well is for the contracts
+    report = json.loads((tmp_path / "runs" / run / "report.json").read_text())
+    assert [entry["status"] for entry in report["notebooks"]] == ["ok"] * 4
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def own_folder(folder, *, patients=14, classes=("normal", "covid", "Edema")):
+    """A folder with one sub-folder a class, one of them unknown to the course, and files that are no images."""
+    rng = np.random.default_rng(1)
+    for number, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        for index in range(patients):
+            picture = rng.normal(100, 25, (90, 80))
+            picture[30:60, 20:50] += 60 * number
+            Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8)).save(folder / name / f"{index} scan.png")
+    (folder / classes[0] / "notes.png").write_text("no picture")
+    (folder / classes[1] / "empty.jpg").write_bytes(b"")
+    data = (folder / classes[0] / "0 scan.png").read_bytes()
+    (folder / classes[0] / "cut.png").write_bytes(data[: len(data) // 2])
+    return folder
+
+
+def test_an_own_folder_runs_through_and_bad_files_are_counted(tmp_path):
+    folder = own_folder(tmp_path / "my own set")
+    done = course("run", "01", "02", "03", "--dataset", str(folder), work=tmp_path / "work")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    (run,) = [path.name for path in (tmp_path / "work" / "runs").iterdir()]
+    assert run.startswith("my_own_set-") and run.endswith("-fast")
+    assert results(tmp_path / "work", run, "01_data")["data.manifest.images"] == 42
+    text = (tmp_path / "work" / "runs" / run / "01_data.ipynb").read_text()
+    assert "cut.png" in text and "corrupt or truncated" in text
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (lambda folder: (folder / "normal").rename(folder / "hearts"), "no negative class"),
+        (lambda folder: [path.unlink() for path in (folder / "covid").iterdir()], "holds no image"),
+    ],
+)
+def test_a_folder_that_does_not_fit_meets_a_message(tmp_path, prepare, message):
+    folder = own_folder(tmp_path / "set")
+    prepare(folder)
+    done = course("run", "--dataset", str(folder), work=tmp_path / "work")
+    assert done.returncode in (1, 2) and message in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_wrong_layout_names_what_was_found_and_what_was_looked_for(tmp_path):
+    folder = own_folder(tmp_path / "set")
+    done = course("run", "--dataset", "radiography", "--raw", str(folder), work=tmp_path / "work")
+    assert done.returncode == 2
+    assert "covid" in done.stderr and "Viral Pneumonia" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "work" / "runs").exists()
+
+
+def test_one_class_too_small_is_said(tmp_path):
+    folder = own_folder(tmp_path / "set", patients=3)
+    done = course("run", "01", "02", "--dataset", str(folder), work=tmp_path / "work")
+    assert done.returncode == 1 and "at least 5 patients a label" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr

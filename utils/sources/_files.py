@@ -1,0 +1,178 @@
+"""Finding the folder of a data set on a disk, and telling which of its files are images."""
+
+import os
+from collections import deque
+from pathlib import Path
+
+from utils import config
+from utils.errors import CourseError
+
+_SYSTEM = ("thumbs.db", "desktop.ini", "__macosx")
+# (offset, bytes): names lie, the first bytes of a file do not (17 .jpg files of ieee8023 are PNG inside).
+_IMAGES = (
+    (0, b"\x89PNG\r\n\x1a\n"),
+    (0, b"\xff\xd8\xff"),  # JPEG
+    (0, b"II*\0"),  # TIFF
+    (0, b"MM\0*"),  # TIFF
+    (0, b"GIF8"),
+    (8, b"WEBP"),
+)
+_OTHERS = ((b"%PDF", "PDF"), (b"PK\x03\x04", "zip archive or Office file"), (b"\x1f\x8b", "gzip archive"))
+
+
+def is_hidden(name):
+    """True for what a system leaves behind: `.DS_Store`, `._x.png`, `__MACOSX`, `Thumbs.db`, ..."""
+    return name.startswith(".") or name.casefold() in _SYSTEM
+
+
+def entries(folder):
+    """Return the visible sub-folders of a folder and all its other entries: two sorted lists of paths.
+
+    A folder that cannot be opened is its own only entry: it is then reported with the files that cannot be
+    read.
+    """
+    try:
+        with os.scandir(folder) as found:
+            items = sorted((entry.name, entry.is_dir()) for entry in found)
+    except OSError:
+        return [], [Path(folder)]
+    folders = [Path(folder, name) for name, is_folder in items if is_folder and not is_hidden(name)]
+    return folders, [Path(folder, name) for name, is_folder in items if not is_folder]
+
+
+def folder_names(folder):
+    """Return the names of the visible sub-folders, as a set."""
+    return {path.name for path in entries(folder)[0]}
+
+
+def below(folder, *, root):
+    """Return every file below a folder, as sorted paths relative to `root`, with "/" on every system.
+
+    Symbolic links are followed, each real folder once. Hidden folders are left out, hidden files are not.
+    """
+    return sorted(path.relative_to(root).as_posix() for inner in _tree(folder) for path in entries(inner)[1])
+
+
+def _tree(top, stop_at=lambda folder: False):
+    """Yield a folder and its visible sub-folders, nearest first; nothing below where `stop_at` is true."""
+    queue, known = deque([Path(top)]), set()
+    while queue:
+        folder = queue.popleft()
+        real = os.path.realpath(folder)
+        if real in known:  # a link to a folder seen before, perhaps to one above: endless otherwise
+            continue
+        known.add(real)
+        yield folder
+        if not stop_at(folder):
+            queue.extend(entries(folder)[0])
+
+
+def _is_text(name):
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # umlauts of an old archive, for instance
+        return False
+    return True
+
+
+def not_an_image(path):
+    """Return why a file is evidently not an image, or None; only its first bytes are read."""
+    if is_hidden(path.name):
+        return "hidden file of the operating system"
+    if not _is_text(path.name):
+        return "its name is not UTF-8 text: rename it"
+    if path.exists() and not path.is_file():
+        return "not a file that can be opened"
+    try:
+        with open(path, "rb") as file:
+            head = file.read(256)
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    if not head:
+        return "empty file"
+    if any(head[at:at + len(magic)] == magic for at, magic in _IMAGES):
+        return None
+    if head[128:132] == b"DICM":
+        return "not an image that the course reads (DICOM: convert it to PNG first)"
+    if head[:2] == b"BM" and head[6:10] == bytes(4):  # BMP: two letters alone could be a text
+        return None
+    other = next((name for magic, name in _OTHERS if head.startswith(magic)), None)
+    text = "text" if min(head) >= 9 else "unknown kind of file"
+    return f"not an image ({other or text})"
+
+
+def locate(run, source, is_root, wanted):
+    """Return the folder of a data set, wherever it lies below the places where it may be.
+
+    Parameters
+    ----------
+    run : utils.config.Run
+        With `raw`, only that folder is searched; else `$CXR_DATA_DIR/<dataset>`, then the course's
+        `raw/<dataset>`.
+    source : Source
+        Says where the set can be had.
+    is_root : callable
+        Path -> bool: is this folder the set? Decided by what it holds, never by its name.
+    wanted : str
+        What `is_root` looks for, in words.
+
+    Returns
+    -------
+    pathlib.Path
+        A copy inside the set's own folder does not count (Kaggle's chest_xray.zip holds one).
+
+    Raises
+    ------
+    CourseError
+        The set is not there, lies there in another layout, or lies there twice.
+    """
+    places = _places(run)
+    there = [place for place in places if place.is_dir()]
+    for place in there:
+        found = [folder for folder in _tree(place, stop_at=is_root) if is_root(folder)]
+        if len(found) > 1:
+            raise CourseError(_twice(run, source, found))
+        if found:
+            return found[0]
+    raise CourseError(_elsewhere(run, source, there, wanted) if there else _missing(run, source, places))
+
+
+def _places(run):
+    if run.raw:
+        return [run.raw]
+    shared = os.environ.get("CXR_DATA_DIR")
+    places = [Path(shared, run.dataset).absolute()] if shared else []
+    return places + [config.data_root() / "raw" / run.dataset]
+
+
+def _missing(run, source, places):
+    looked = " and ".join(str(place) for place in places)
+    return (f"DATASET={run.dataset}: not on this computer: {source.title}. Looked in {looked}. "
+            f"{source.how_to_get} Then run again with RAW=<the folder that you unpacked it into>.")
+
+
+def _elsewhere(run, source, there, wanted):
+    found = "; ".join(f"{place} holds {contents(place)}" for place in there)
+    return (f"DATASET={run.dataset}: not found: {source.title}. Looked for {wanted}, at any depth; "
+            f"but {found}. Point RAW at a folder that holds the download as {source.address} publishes it: "
+            f"names of folders unchanged, archives unpacked. {source.how_to_get}")
+
+
+def _twice(run, source, found):
+    copies = ", ".join(str(path) for path in found)
+    return (f"DATASET={run.dataset}: found {len(found)} times, expected once: {source.title}, in {copies}. "
+            "Point RAW at one of these folders, or move the others away.")
+
+
+def contents(folder, most=8):
+    """Say in a few words what a folder holds: for messages about a layout that was not expected."""
+    folders = [path.relative_to(folder).as_posix() + "/" for path in _tree(folder)][1:]
+    files = [path.name for path in entries(folder)[1]]
+    return f"{_some(folders, 'folder', most)} and, directly in it, {_some(files, 'file', most)}"
+
+
+def _some(names, kind, most):
+    if not names:
+        return f"no {kind}"
+    more = ", …" if len(names) > most else ""
+    return f"{len(names)} {kind}{'s' if len(names) > 1 else ''} ({', '.join(names[:most])}{more})"
