@@ -1,0 +1,370 @@
+"""A file becomes one uint8 array. THE preprocessing: training, evaluation, command line and web app all call it."""
+
+import hashlib
+import io
+import json
+import os
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import pandas as pd
+from filelock import FileLock
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from utils.errors import CourseError
+from utils.files import write_text, written
+
+VERSION = 1  # raise it when any pixel of `preprocess` changes: caches and bundles carry it
+MAX_PIXELS = 100_000_000  # a radiograph has some 10 million; far beyond that it is a mistake or an attack
+TOO_LARGE = f"more than {MAX_PIXELS // 1_000_000} million pixels"
+THUMBNAIL = 48  # side of what twins are compared by
+MIN_SIDE = 32  # smaller than this nobody can see a lung
+
+# A file that cannot be used is listed with its reason; Pillow's remarks on the way would only stain the notebooks.
+warnings.filterwarnings("ignore", module="PIL")
+
+
+class ImageError(CourseError):
+    """A file that cannot be used as a radiograph; the message is the reason, fit for a list of skipped files."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How an image is prepared. A model's card stores these, so that it always sees what it was trained on.
+
+    Attributes
+    ----------
+    size : int
+        Side of the square result in pixels.
+    channels : tuple of str
+        A name of `CHANNELS` for each channel of the result.
+    crop_border : bool
+        Cut away uniform borders (black bars, collimation) first.
+    fit : str
+        "pad" or "crop", see `fit_square`.
+    """
+
+    size: int = 128
+    channels: tuple = ("plain",)
+    crop_border: bool = True
+    fit: str = "pad"
+
+    def __post_init__(self):
+        unknown = set(self.channels) - set(CHANNELS)
+        if unknown or not self.channels:
+            raise ValueError(f"channels: expected some of {', '.join(CHANNELS)}; got {self.channels}.")
+        if self.fit not in FITS:
+            raise ValueError(f"fit: expected one of {', '.join(FITS)}; got {self.fit!r}.")
+
+    def key(self):
+        """Return 12 hex digits that stand for these options and this version of the preprocessing."""
+        text = json.dumps({"version": VERSION, **asdict(self)}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def read_grey(path):
+    """Decode an image file to grey.
+
+    Parameters
+    ----------
+    path : path-like
+        PNG, JPEG, BMP, TIFF, GIF or WebP; the content decides, not the name.
+
+    Returns
+    -------
+    numpy.ndarray
+        uint8, (height, width), 0 black to 255 white. 16-bit and float images are scaled by their own range,
+        transparent pixels become black, a camera's rotation is undone.
+
+    Raises
+    ------
+    ImageError
+        Not an image, truncated or corrupt, smaller than 32 pixels, larger than 100 million.
+    CourseError
+        The file cannot be read at all (gone, no permission): that says nothing about the image.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise CourseError(f"{path} cannot be read ({error.strerror}). Mend that, and run again.") from None
+    try:
+        grey = _decode(data)
+    except (ImageError, MemoryError):
+        raise
+    except Image.DecompressionBombError:
+        raise ImageError(TOO_LARGE) from None
+    except UnidentifiedImageError:
+        raise ImageError("not an image that can be read") from None
+    except Exception as error:  # a damaged header makes the decoders raise nearly anything
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ImageError(f"corrupt or truncated ({reason})") from None
+    if min(grey.shape) < MIN_SIDE:
+        raise ImageError(f"{grey.shape[1]} x {grey.shape[0]} pixels: too small to show a chest")
+    return grey
+
+
+def _decode(data):
+    with Image.open(io.BytesIO(data)) as image:
+        # Known from the header alone: a gigantic picture is refused before it takes memory.
+        if image.width * image.height > MAX_PIXELS:
+            raise ImageError(TOO_LARGE)
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith(("I", "F")):
+            return _eight_bit(np.asarray(image), stretch=image.mode == "F")
+        if "A" in image.getbands() or "transparency" in image.info:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
+        return np.asarray(image.convert("L"))
+
+
+def _eight_bit(values, *, stretch):
+    values = np.nan_to_num(values.astype(np.float32))
+    low, high = float(values.min()), float(values.max())
+    if not stretch and low >= 0 and high <= 255:  # eight bits in a wider file
+        return values.astype(np.uint8)
+    return np.uint8(np.round((values - low) * (255.0 / max(high - low, 1e-6))))
+
+
+def crop_border(grey, *, tolerance=12, most=0.25):
+    """Cut away uniform borders: rows and columns at the edge whose pixels hardly differ.
+
+    Parameters
+    ----------
+    grey : numpy.ndarray
+        uint8, (height, width).
+    tolerance : int
+        Grey values between the 2nd and the 98th percentile of a line that still count as uniform.
+    most : float
+        Never more than this share of a side, at each end.
+
+    Returns
+    -------
+    numpy.ndarray
+        A view of `grey`, never smaller than half of it in each direction.
+    """
+    height, width = grey.shape
+    rows = _uniform(grey, tolerance)
+    columns = _uniform(grey.T, tolerance)
+    top, bottom = _ends(rows, int(height * most))
+    left, right = _ends(columns, int(width * most))
+    return grey[top : height - bottom, left : width - right]
+
+
+def _uniform(lines, tolerance):
+    # A marker or a letter in a black bar covers little of a line: percentiles look past it.
+    sample = np.sort(lines[:, :: max(1, lines.shape[1] // 128)], axis=1)
+    low, high = sample[:, int(0.02 * sample.shape[1])], sample[:, int(0.98 * sample.shape[1]) - 1]
+    return high.astype(int) - low <= tolerance
+
+
+def _ends(uniform, most):
+    first = int(np.argmin(uniform)) if not uniform.all() else 0
+    last = int(np.argmin(uniform[::-1])) if not uniform.all() else 0
+    return min(first, most), min(last, most)
+
+
+def fit_square(grey, size, *, fit="pad"):
+    """Resize to (size, size), keeping the aspect ratio.
+
+    Parameters
+    ----------
+    grey : numpy.ndarray
+        uint8, (height, width).
+    size : int
+        Side of the result in pixels.
+    fit : str
+        "pad": two sides are filled with black. "crop": the longer side is cut at both ends. Squashing, the third way,
+        makes hearts wide and ribs steep.
+
+    Returns
+    -------
+    numpy.ndarray
+        uint8, (size, size).
+    """
+    if fit == "crop":
+        side = min(grey.shape)
+        top, left = (grey.shape[0] - side) // 2, (grey.shape[1] - side) // 2
+        grey = grey[top : top + side, left : left + side]
+    height, width = grey.shape
+    scale = size / max(height, width)
+    shape = max(1, round(width * scale)), max(1, round(height * scale))
+    small = cv2.resize(grey, shape, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    square = np.zeros((size, size), np.uint8)
+    top, left = (size - shape[1]) // 2, (size - shape[0]) // 2
+    square[top : top + shape[1], left : left + shape[0]] = small
+    return square
+
+
+def clahe(grey, *, clip=2.0, tiles=8):
+    """Contrast-limited adaptive histogram equalisation (Zuiderveld 1994): local contrast, without amplified noise.
+
+    Parameters
+    ----------
+    grey : numpy.ndarray
+        uint8, (height, width).
+    clip : float
+        How far a grey value's count may exceed the average before it is cut.
+    tiles : int
+        The image is divided into tiles x tiles regions.
+
+    Returns
+    -------
+    numpy.ndarray
+        uint8, same shape.
+    """
+    return cv2.createCLAHE(clipLimit=clip, tileGridSize=(tiles, tiles)).apply(grey)
+
+
+def unsharp(grey, *, sigma=2.0, amount=1.0):
+    """Unsharp mask: the image plus `amount` times what a Gaussian blur of `sigma` pixels takes from it.
+
+    Takes and returns uint8, (height, width).
+    """
+    blurred = cv2.GaussianBlur(grey, (0, 0), sigma)
+    return cv2.addWeighted(grey, 1.0 + amount, blurred, -amount, 0)
+
+
+FITS = ("pad", "crop")
+CHANNELS = {"plain": lambda grey: grey, "clahe": clahe, "unsharp": unsharp}
+
+
+def preprocess(grey, options=Options()):
+    """Turn a grey radiograph into what a model sees.
+
+    Parameters
+    ----------
+    grey : numpy.ndarray
+        uint8, (height, width).
+    options : Options
+
+    Returns
+    -------
+    numpy.ndarray
+        uint8, (size, size, channels).
+    """
+    square = fit_square(crop_border(grey) if options.crop_border else grey, options.size, fit=options.fit)
+    return np.stack([CHANNELS[name](square) for name in options.channels], axis=-1)
+
+
+def load(path, options=Options()):
+    """Read and prepare one file: `preprocess` of `read_grey`."""
+    return preprocess(read_grey(path), options)
+
+
+def describe(pixels):
+    """Describe a set of images, a few at a time: as floating-point numbers they would fill the memory.
+
+    Parameters
+    ----------
+    pixels : numpy.ndarray
+        uint8, (images, size, size, channels); the first channel counts.
+
+    Returns
+    -------
+    mean, deviation : numpy.ndarray
+        float64, (size, size), grey values.
+    counts : numpy.ndarray
+        int64, (256,): how often each grey value occurs.
+    """
+    total, squares, counts = 0.0, 0.0, np.zeros(256, np.int64)
+    for start in range(0, len(pixels), 200):
+        block = pixels[start : start + 200, :, :, 0]
+        counts += np.bincount(block.ravel(), minlength=256)
+        values = block.astype(np.float64)
+        total, squares = total + values.sum(axis=0), squares + (values**2).sum(axis=0)
+    mean = total / len(pixels)
+    return mean, np.sqrt(np.maximum(squares / len(pixels) - mean**2, 0)), counts
+
+
+class Cache(NamedTuple):
+    """Every readable image of a manifest, in its order.
+
+    Attributes
+    ----------
+    pixels : numpy.ndarray
+        uint8, (images, size, size, channels), mapped from the file, read-only.
+    thumbnails : numpy.ndarray
+        uint8, (images, 48, 48): the whole image squashed to a square, for finding twins.
+    readable : numpy.ndarray
+        bool, (rows,): False where the file could not be used.
+    skipped : pandas.DataFrame
+        `path` and `reason` of these.
+    """
+
+    pixels: np.ndarray
+    thumbnails: np.ndarray
+    readable: np.ndarray
+    skipped: pd.DataFrame
+
+
+def cached(root, manifest, options, folder, *, complete=False):
+    """Prepare every image of a manifest once, as one uint8 array on disk.
+
+    Parameters
+    ----------
+    root : path-like
+        Folder that the manifest's paths start from.
+    manifest : pandas.DataFrame
+        With `path` and `sha256`.
+    options : Options
+    folder : path-like
+        Where caches are kept. The file is named by a hash of the options and of every file's content, so a
+        changed file or option makes a new cache, and an interrupted run leaves none.
+    complete : bool
+        Every file has been read before: one that cannot be used now is an error, since arrays and manifest must stay
+        in step.
+
+    Returns
+    -------
+    Cache
+
+    Raises
+    ------
+    CourseError
+        A file cannot be read at all, or with `complete` cannot be used.
+    """
+    content = hashlib.sha256("\n".join(manifest["sha256"]).encode()).hexdigest()[:16]
+    place = Path(folder) / f"{content}-{options.key()}"
+    place.mkdir(parents=True, exist_ok=True)
+    with FileLock(place / ".lock"):  # two runs at once: the second waits, then reads
+        if not all((place / name).exists() for name in ("pixels.npy", "thumbnails.npy", "skipped.json")):
+            for left_over in place.glob(".part-*"):  # of a killed run
+                left_over.unlink()
+            _fill_cache(Path(root), manifest["path"], options, place)
+    bad = json.loads((place / "skipped.json").read_text(encoding="utf-8"))
+    readable = np.array([str(index) not in bad for index in range(len(manifest))])
+    skipped = pd.DataFrame({"path": manifest["path"][~readable].to_numpy(), "reason": list(bad.values())}, dtype=object)
+    if complete and not readable.all():
+        raise CourseError(
+            f"{len(skipped)} images can no longer be used, {skipped['path'][0]} among them ({skipped['reason'][0]}). "
+            "Run notebook 01 again: it leaves them out and lists them."
+        )
+    arrays = [np.load(place / f"{name}.npy", mmap_mode="r") for name in ("pixels", "thumbnails")]
+    return Cache(*arrays, readable, skipped)
+
+
+def _fill_cache(root, paths, options, place):
+    def one(path):
+        try:
+            grey = read_grey(root / path)
+        except ImageError as error:
+            return str(error)
+        return preprocess(grey, options), cv2.resize(grey, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = list(pool.map(one, paths))
+    good = [result for result in results if not isinstance(result, str)]
+    shapes = {
+        "pixels": (options.size, options.size, len(options.channels)),
+        "thumbnails": (THUMBNAIL, THUMBNAIL),
+    }
+    for number, (name, shape) in enumerate(shapes.items()):
+        with written(place / f"{name}.npy") as part:
+            np.save(part, np.array([result[number] for result in good], np.uint8).reshape(-1, *shape))
+    bad = {index: result for index, result in enumerate(results) if isinstance(result, str)}
+    write_text(place / "skipped.json", json.dumps(bad))  # last: its presence says that all is whole
