@@ -1,0 +1,209 @@
+"""Models take bytes, training repeats exactly, bundles answer the same or refuse; scores are right."""
+
+import json
+import shutil
+
+
+import numpy as np
+import pytest
+
+from sklearn import metrics as sk
+
+from utils import images, metrics, models, pipeline, training
+from utils.backend import keras, tf
+from utils.errors import CourseError
+
+
+def blobs(count, *, seed, size=32):
+    """Noise, with a bright spot somewhere in every second image: uint8 pixels and targets."""
+    rng = np.random.default_rng(seed)
+    pixels = rng.normal(100, 20, (count, size, size, 1))
+    targets = np.arange(count) % 2
+    for index in np.flatnonzero(targets):
+        y, x = rng.integers(2, size - 8, 2)
+        pixels[index, y : y + 6, x : x + 6] += 90
+    return np.clip(pixels, 0, 255).astype(np.uint8), targets.astype("float32")
+
+
+@pytest.fixture(scope="module")
+def trained():
+    model = models.small_cnn((32, 32, 1), seed=3, widths=(8, 16))
+    history = training.fit(model, blobs(256, seed=1), blobs(64, seed=2), epochs=8, seed=3)
+    return model, history
+
+
+def test_it_learns_what_can_be_learned(trained):
+    model, history = trained
+    pixels, targets = blobs(200, seed=5)
+    assert ((model.predict(pixels, verbose=0)[:, 0] > 0.5) == targets).mean() > 0.9
+    assert list(history.columns) == ["accuracy", "loss", "val_accuracy", "val_loss"] and history.index[0] == 1
+
+
+def test_pixels_are_scaled_inside_the_model(trained):
+    """Bytes go in; the first convolution sees numbers from -1 to 1."""
+    model, _ = trained
+    assert model.inputs[0].dtype == "uint8"
+    first = next(layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D))
+    before = keras.Model(model.inputs, first.input)
+    ends = np.array([0, 255], np.uint8).reshape(2, 1, 1, 1) * np.ones((1, 32, 32, 1), np.uint8)
+    seen = before.predict(ends, verbose=0)
+    assert seen[0].max() == pytest.approx(-1) and seen[1].min() == pytest.approx(1)
+
+
+def test_the_same_seed_trains_to_the_same_weights_whatever_was_drawn_before(trained):
+    keras.utils.set_random_seed(99)
+    tf.random.normal((5,))
+    model = models.small_cnn((32, 32, 1), seed=3, widths=(8, 16))
+    training.fit(model, blobs(256, seed=1), blobs(64, seed=2), epochs=8, seed=3)
+    for one, other in zip(trained[0].get_weights(), model.get_weights()):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_several_classes_add_up_to_one():
+    model = models.small_cnn((32, 32, 2), seed=3, classes=4)
+    assert model.predict(np.zeros((2, 32, 32, 2), np.uint8), verbose=0).sum(axis=1) == pytest.approx([1, 1])
+
+
+def batch(seed, count=1, **options):
+    pixels, targets = blobs(64, seed=1)
+    stream = pipeline.batches(pixels, targets, seed=seed, size=16, **options)
+    return [(images_.numpy(), targets_.numpy()) for images_, targets_ in stream.take(count)]
+
+
+def test_batches_repeat_exactly_and_go_through_every_image():
+    options = {"augmentation": pipeline.Augmentation(), "count": 6}
+    for one, other in zip(batch(4, **options), batch(4, **options)):
+        np.testing.assert_array_equal(one[0], other[0])
+    assert any((one[0] != other[0]).any() for one, other in zip(batch(4, **options), batch(5, **options)))
+    seen = np.concatenate([images_ for images_, _ in batch(4, count=4)])
+    pixels, _ = blobs(64, seed=1)
+    assert sorted(map(bytes, seen)) == sorted(map(bytes, pixels))
+
+
+def test_targets_stay_with_their_images():
+    pixels, targets = blobs(64, seed=1)
+    where = {bytes(image): target for image, target in zip(pixels, targets)}
+    assert all(where[bytes(image)] == target for im, ta in batch(4, count=4) for image, target in zip(im, ta))
+
+
+def test_augmentation_without_range_changes_nothing_and_a_mirror_mirrors():
+    pixels = tf.constant(blobs(32, seed=1)[0])
+    still = pipeline.Augmentation(degrees=0, zoom=0, shift=0, mirror=False)(pixels, seed=(1, 1))
+    np.testing.assert_array_equal(still, pixels)
+    flipped = pipeline.Augmentation(degrees=0, zoom=0, shift=0)(pixels, seed=(1, 1)).numpy()
+    kept = [(one == other).all() for one, other in zip(flipped, pixels.numpy())]
+    mirrored = [(one == other[:, ::-1]).all() for one, other in zip(flipped, pixels.numpy())]
+    assert all(a or b for a, b in zip(kept, mirrored)) and 6 < sum(mirrored) < 26
+
+
+def test_augmentation_keeps_the_centre_where_it_is():
+    dot = np.zeros((200, 33, 33, 1), np.uint8)
+    dot[:, 15:18, 15:18] = 255
+    turned = pipeline.Augmentation(degrees=30, zoom=0.1, shift=0)(tf.constant(dot), seed=(1, 1))
+    assert turned.numpy()[:, 16, 16, 0].min() > 200
+
+
+OPTIONS = images.Options(size=32, channels=("plain",))
+
+
+def test_a_bundle_answers_the_same(trained, tmp_path):
+    pixels, _ = blobs(20, seed=9)
+    for _ in range(2):  # a second time replaces the first
+        models.save_bundle(tmp_path / "run.small", trained[0], options=OPTIONS, card={"task": "binary"})
+    opened, options, card = models.open_bundle(tmp_path / "run.small")
+    np.testing.assert_array_equal(opened.predict(pixels, verbose=0), trained[0].predict(pixels, verbose=0))
+    assert options == OPTIONS and card["task"] == "binary" and "diagnosis" in card["purpose"]
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["run.small"]
+
+
+def test_a_bundle_survives_a_replacement_that_fails(trained, tmp_path, monkeypatch):
+    folder = tmp_path / "run.small"
+    models.save_bundle(folder, trained[0], options=OPTIONS, card={"task": "first"})
+    rename = type(folder).rename
+
+    def fails(path, target):
+        if path.name.startswith(".part-"):
+            raise OSError("on purpose")
+        return rename(path, target)
+
+    monkeypatch.setattr(type(folder), "rename", fails)
+    with pytest.raises(OSError, match="on purpose"):
+        models.save_bundle(folder, trained[0], options=OPTIONS, card={"task": "second"})
+    assert models.open_bundle(folder)[2]["task"] == "first"
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["run.small"]
+
+
+def test_a_bundle_that_does_not_fit_is_refused(trained, tmp_path):
+    with pytest.raises(CourseError, match="not a model bundle"):
+        models.open_bundle(tmp_path / "nothing")
+    folder = tmp_path / "run.small"
+    models.save_bundle(folder, trained[0], options=OPTIONS, card={})
+    models.save_bundle(tmp_path / "other", models.small_cnn((32, 32, 1), seed=8), options=OPTIONS, card={})
+    shutil.copy(tmp_path / "other" / "model.keras", folder / "model.keras")
+    with pytest.raises(CourseError, match="weights are not those"):
+        models.open_bundle(folder)
+    card = json.loads((folder / "card.json").read_text())
+    (folder / "card.json").write_text("{")
+    with pytest.raises(CourseError, match="card.json is damaged"):
+        models.open_bundle(folder)
+    card["preprocessing"]["version"] = 0
+    (folder / "card.json").write_text(json.dumps(card))
+    with pytest.raises(CourseError, match="another version of the preprocessing"):
+        models.open_bundle(folder)
+
+
+RULES = {"seed": 1, "resamples": 400}
+
+
+def test_scores_agree_with_scikit_learn():
+    rng = np.random.default_rng(0)
+    truth = rng.random(300) < 0.4
+    probability = np.clip(0.3 * truth + rng.normal(0.35, 0.2, 300), 0, 1)
+    scores = metrics.binary_scores(truth, probability, np.arange(300), threshold=0.45, **RULES)
+    called = probability >= 0.45
+    assert scores["accuracy"].value == pytest.approx(sk.accuracy_score(truth, called))
+    assert scores["sensitivity"].value == pytest.approx(sk.recall_score(truth, called))
+    assert scores["specificity"].value == pytest.approx(sk.recall_score(~truth, ~called))
+    assert scores["auroc"].value == pytest.approx(sk.roc_auc_score(truth, probability))
+    assert scores["sensitivity"].n == truth.sum() and scores["specificity"].n == (~truth).sum()
+    assert all(score.lo < score.value < score.hi for score in scores.values())
+
+
+def test_a_hand_computed_case():
+    # Four COVID-19 images, three of them called; two normal ones, one of them called.
+    scores = metrics.binary_scores(
+        [1, 1, 1, 1, 0, 0], [0.9, 0.8, 0.7, 0.2, 0.6, 0.1], list("abcdef"), threshold=0.5, **RULES
+    )
+    assert scores["sensitivity"].value == 3 / 4 and scores["specificity"].value == 1 / 2
+    assert scores["accuracy"].value == pytest.approx(4 / 6)
+    assert scores["auroc"].value == 7 / 8  # of 4 x 2 pairs one is the wrong way round
+
+
+def test_intervals_cover_the_truth_and_know_that_images_of_a_patient_are_alike():
+    rng = np.random.default_rng(5)
+    covered = wide = 0
+    for _ in range(150):
+        skill = np.repeat(rng.random(60) < 0.8, 4)  # a patient is got right on all four images, or on none
+        who = np.repeat(np.arange(60), 4)
+        score = metrics.accuracy(np.ones(240), skill, who, seed=1, resamples=300)
+        alone = metrics.accuracy(np.ones(240), skill, np.arange(240), seed=1, resamples=300)
+        covered += score.lo <= 0.8 <= score.hi
+        wide += score.hi - score.lo > 1.5 * (alone.hi - alone.lo)
+    assert 0.88 <= covered / 150 <= 0.99 and wide / 150 > 0.9
+
+
+def test_scores_of_odd_sets_are_missing_not_wrong():
+    one_class = metrics.binary_scores([1, 1, 1], [0.9, 0.4, 0.8], list("abc"), threshold=0.5, **RULES)
+    assert np.isnan(one_class["auroc"].value) and np.isnan(one_class["specificity"].value)
+    one_patient = metrics.accuracy([1, 0], [1, 1], ["a", "a"], **RULES)
+    assert one_patient.value == 0.5 and np.isnan(one_patient.lo)
+    constant = metrics.binary_scores([1, 0, 1, 0], [0.5] * 4, list("abcd"), threshold=0.5, **RULES)
+    assert constant["auroc"].value == 0.5
+
+
+def test_a_paired_difference_is_surer_than_two_intervals():
+    rng = np.random.default_rng(2)
+    worse = rng.random(200) < 0.7
+    better = worse | (rng.random(200) < 0.2)
+    gain = metrics.difference(better, worse, np.arange(200), **RULES)
+    assert gain.lo > 0 and gain.value == pytest.approx(better.mean() - worse.mean())

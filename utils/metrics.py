@@ -1,0 +1,176 @@
+"""Scores with intervals, and the results file that each notebook leaves."""
+
+import json
+import re
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from utils.files import write_text
+
+
+class Score(NamedTuple):
+    """A score (0 to 1; a difference of two: -1 to 1), its 95 % interval, and the number of images behind it."""
+
+    value: float
+    lo: float
+    hi: float
+    n: int
+
+
+def patient_bootstrap(score, patients, *, seed, resamples):
+    """Score with a 95 % percentile interval from drawing whole patients with replacement.
+
+    Images of one patient are alike, so drawing single images would give an interval that is too narrow
+    (Efron & Tibshirani, An Introduction to the Bootstrap, 1993).
+
+    Parameters
+    ----------
+    score : callable
+        Takes weights, float (draws, images): how often each image was drawn. Returns float (draws,); NaN where a
+        draw has no score, for instance when one class is missing: such draws are left out.
+    patients : array-like
+        The patient of each image.
+    seed, resamples : int
+
+    Returns
+    -------
+    Score
+        `lo` and `hi` are NaN when there are fewer than two patients or no draw has a score.
+    """
+    codes, names = pd.factorize(np.asarray(patients))
+    value = float(score(np.ones((1, len(codes))))[0])
+    if len(names) < 2:
+        return Score(value, np.nan, np.nan, len(codes))
+    draws = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
+    some = np.array_split(draws.astype(float), -(-resamples // 200))  # at a time, so that memory stays small
+    values = np.concatenate([score(draw[:, codes]) for draw in some])
+    values = values[~np.isnan(values)]
+    lo, hi = np.percentile(values, [2.5, 97.5]) if len(values) else (np.nan, np.nan)
+    return Score(value, float(lo), float(hi), len(codes))
+
+
+def accuracy(truth, predicted, patients, *, seed, resamples):
+    """Share of images with the right label, as a `Score`."""
+    right = np.asarray(truth) == np.asarray(predicted)
+    return patient_bootstrap(lambda w: _mean(right, w), patients, seed=seed, resamples=resamples)
+
+
+def binary_scores(truth, probability, patients, *, threshold, seed, resamples):
+    """Score a binary model.
+
+    Parameters
+    ----------
+    truth : array-like
+        bool or 0/1, (images,): 1 is the disease.
+    probability : array-like
+        float, (images,), in [0, 1]: of the disease.
+    patients : array-like
+        (images,).
+    threshold : float
+        The disease is called at this probability and above.
+    seed, resamples : int
+
+    Returns
+    -------
+    dict of Score
+        `accuracy`; `sensitivity` (share of diseased images that are called), `specificity` (share of healthy images
+        that are not), each with its own n; `auroc` (area under the receiver operating characteristic).
+    """
+    truth, probability = np.asarray(truth, bool), np.asarray(probability, float)
+    called = probability >= threshold
+    options = {"seed": seed, "resamples": resamples}
+
+    def among(rows, right):
+        score = patient_bootstrap(lambda w: _mean(right, w * rows), patients, **options)
+        return score._replace(n=int(rows.sum()))
+
+    return {
+        "accuracy": accuracy(truth, called, patients, **options),
+        "sensitivity": among(truth, called),
+        "specificity": among(~truth, ~called),
+        "auroc": patient_bootstrap(lambda w: _auroc(truth, probability, w), patients, **options),
+    }
+
+
+def _mean(right, weights):
+    total = weights.sum(axis=1)
+    return np.divide(weights @ np.asarray(right, float), total, out=np.full(len(total), np.nan), where=total > 0)
+
+
+def _auroc(truth, probability, weights):
+    # The share of pairs (diseased, healthy) in the right order, ties one half: for all draws at once, which
+    # scikit-learn's roc_auc_score, one draw at a time, takes two hundred times as long for.
+    order = np.argsort(probability, kind="stable")
+    starts = np.flatnonzero(np.diff(probability[order], prepend=-np.inf))
+    positive = np.add.reduceat((weights * truth)[:, order], starts, axis=1)
+    negative = np.add.reduceat((weights * ~truth)[:, order], starts, axis=1)
+    below = np.cumsum(negative, axis=1) - negative / 2
+    pairs = positive.sum(axis=1) * negative.sum(axis=1)
+    return np.divide((positive * below).sum(axis=1), pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
+
+
+def difference(right, right_other, patients, *, seed, resamples):
+    """Difference of two accuracies on the same images, as a paired `Score` in [-1, 1]."""
+    gain = np.asarray(right, float) - np.asarray(right_other, float)
+    return patient_bootstrap(lambda w: _mean(gain, w), patients, seed=seed, resamples=resamples)
+
+
+def as_name(text):
+    """Turn words into what stands between the dots of a metric's name: `small CNN` into `small_cnn`."""
+    return re.sub(r"[^a-z0-9]+", "_", text.lower())
+
+
+def flat(name, score):
+    """Write a `Score` as the four entries of a results file: `name`, `name.lo`, `name.hi`, `name.n`; NaN as None."""
+    entries = {name: score.value, f"{name}.lo": score.lo, f"{name}.hi": score.hi, f"{name}.n": score.n}
+    return {key: _plain(number) for key, number in entries.items()}
+
+
+def flat_all(prefix, scores):
+    """Write a dict of `Score` as `flat` does, each name behind `prefix` and a dot."""
+    return {key: number for name, score in scores.items() for key, number in flat(f"{prefix}.{name}", score).items()}
+
+
+def table(scores):
+    """Show scores as a table.
+
+    Parameters
+    ----------
+    scores : dict
+        `Score` by model name.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a model: value, 95 % interval, n.
+    """
+    rows = {name: (f"{s.value:.3f}", f"[{s.lo:.3f}, {s.hi:.3f}]", s.n) for name, s in scores.items()}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "95 % interval", "n (images)"])
+
+
+def save_results(run, notebook, numbers):
+    """Write `data/results/RUN/<notebook>.json`, which report and contracts read.
+
+    Parameters
+    ----------
+    run : utils.config.Run
+    notebook : str
+        Its name without ending, as `03_binary_cnn`.
+    numbers : dict
+        Plain numbers by name: `<task>.<model>.<metric>`, with `.lo`, `.hi` and `.n` beside each score.
+    """
+    content = {
+        "notebook": notebook,
+        "dataset": run.short_dataset,
+        "profile": run.profile,
+        "seed": run.seed,
+        "metrics": {name: _plain(number) for name, number in numbers.items()},
+    }
+    write_text(run.results / f"{notebook}.json", json.dumps(content, indent=1) + "\n")
+
+
+def _plain(number):
+    number = number.item() if hasattr(number, "item") else number
+    return None if number != number else number  # JSON has no NaN
