@@ -1,0 +1,41 @@
+"""The notebooks' results are still right: within the ranges that five seeds and several processors gave."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from utils import config, course
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+
+
+@pytest.fixture(scope="module")
+def executed(request):
+    """The run whose results nbval has left in this session."""
+    if not any(item.nodeid.startswith("notebooks/") for item in request.session.items):
+        pytest.skip("the notebooks were not executed in this session: run `make test`")
+    return config.start()
+
+
+def numbers(run, notebook):
+    return json.loads((run.results / f"{notebook}.json").read_text())["metrics"]
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_results_lie_within_their_ranges(executed, request, notebook):
+    if not any(f"notebooks/{notebook}.ipynb" in item.nodeid for item in request.session.items):
+        pytest.skip(f"{notebook} was not executed in this session")
+    ranges = course.ranges_for(executed, notebook)
+    assert ranges, f"{notebook} has no ranges for {executed.name}; make them with tests/contracts/measure.py"
+    problems = course.check_results(numbers(executed, notebook), ranges)
+    assert not problems, "; ".join(map(str, problems))
+
+
+def test_predicting_the_majority_falls_outside(executed):
+    results = numbers(executed, "03_binary_cnn")
+    ranges = course.ranges_for(executed, "03_binary_cnn")
+    for metric in ("accuracy", "auroc"):
+        lazy = {**results, f"binary.small_cnn.{metric}": results[f"binary.majority.{metric}"]}
+        assert course.check_results(lazy, ranges) != []
