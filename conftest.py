@@ -18,6 +18,8 @@ def pytest_configure(config):
     os.environ["CXR_WORK_DIR"] = os.environ.get("CXR_TEST_WORK_DIR") or config.own_work_dir
     for name in ("CXR_DATA_DIR", "KERAS_HOME"):
         os.environ.pop(name, None)
+    # Nor the network: what a test does not serve itself, nobody answers.
+    os.environ.update(CXR_MIRROR="http://127.0.0.1:9", KAGGLE_API_ENVIRONMENT="LOCALHOST")
 
 
 def pytest_unconfigure(config):

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 
 from conftest import SHARED
-from utils import config, phantom, sources
+from utils import config, download, phantom, sources
 from utils.errors import CourseError
 from utils.sources import darkcovidnet, folder, ieee8023
 
@@ -160,18 +161,21 @@ def test_found_at_any_nesting(tmp_path, dataset, nesting):
     maker, count = MAKERS[dataset]
     maker(tmp_path / "raw" / nesting)
     image(tmp_path / "raw" / "holiday.jpg")
-    sources.check(config.start(dataset, "full", str(tmp_path / "raw")))
+    sources.fetch(config.start(dataset, "full", str(tmp_path / "raw")))
     assert len(load(dataset, tmp_path / "raw").manifest) == count
 
 
 @pytest.mark.parametrize("dataset", MAKERS)
 def test_default_places(tmp_path, monkeypatch, dataset):
-    with pytest.raises(CourseError, match="not on this computer") as error:
-        load(dataset)
+    monkeypatch.setattr(download, "LIMITS", download.Limits(tries=1))
+    said = []
+    with pytest.raises(CourseError, match="(?s)cannot be downloaded.*reached|cannot be downloaded.*Kaggle") as error:
+        sources.fetch(config.start(dataset, "full"), say=said.append)
+    assert said and all(re.search(r"downloading (\d+ files, )?about \d", text) for text in said)
     assert str(tmp_path / "work" / "raw" / dataset) in str(error.value) and "RAW=" in str(error.value)
     assert "https://" in str(error.value)
     maker, count = MAKERS[dataset]
-    maker(tmp_path / "work" / "raw" / dataset)
+    maker(tmp_path / "work" / "raw" / dataset / "by hand")
     assert len(load(dataset).manifest) == count
     monkeypatch.setenv("CXR_DATA_DIR", str(tmp_path / "shared"))
     maker(tmp_path / "shared" / dataset)
@@ -182,7 +186,7 @@ def test_default_places(tmp_path, monkeypatch, dataset):
 def test_wrong_layout_says_what_is_there(tmp_path, dataset):
     images(tmp_path / "raw", "pictures/a.png", "b.png")
     run = config.start(dataset, "full", str(tmp_path / "raw"))
-    for function in (sources.check, sources.load):
+    for function in (sources.fetch, sources.load):
         with pytest.raises(CourseError) as error:
             function(run)
         for words in ("not found", "Looked for a folder", "1 folder (pictures/)", "1 file (b.png)", "RAW"):
@@ -192,13 +196,13 @@ def test_wrong_layout_says_what_is_there(tmp_path, dataset):
 def test_a_missing_class_folder_is_a_wrong_layout(tmp_path):
     shutil.rmtree(make_darkcovidnet(tmp_path) / "Pneumonia")
     with pytest.raises(CourseError, match="Covid-19, No_findings, Pneumonia.*DataSet/No_findings/"):
-        sources.check(config.start("darkcovidnet", raw=str(tmp_path)))
+        sources.fetch(config.start("darkcovidnet", raw=str(tmp_path)))
 
 
 def test_cohen_names_the_set_that_is_missing(tmp_path):
     make_ieee8023(tmp_path / "one", ROWS)
     with pytest.raises(CourseError, match="Kermany"):
-        sources.check(config.start("cohen", raw=str(tmp_path)))
+        sources.fetch(config.start("cohen", raw=str(tmp_path)))
 
 
 def test_two_copies_are_refused_and_a_copy_inside_is_not(tmp_path):
@@ -441,7 +445,7 @@ def test_folder_divided_into_train_and_test(tmp_path):
 ])
 def test_folder_refused(tmp_path, names, words):
     root = images(tmp_path / "mine", *names)
-    for function in (sources.check, sources.load):
+    for function in (sources.fetch, sources.load):
         with pytest.raises(CourseError, match=words):
             function(config.start(str(root)))
 
@@ -530,7 +534,7 @@ def test_phantoms_are_written_once_and_read_like_any_set(tmp_path, monkeypatch):
 
 
 def test_check_of_the_phantoms_writes_nothing(tmp_path):
-    sources.check(config.start("phantom"))
+    sources.fetch(config.start("phantom"))
     assert not (tmp_path / "work").exists()
 
 

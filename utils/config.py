@@ -12,7 +12,7 @@ from utils.errors import CourseError
 
 ROOT = Path(__file__).resolve().parents[1]
 PARAMETERS = ("DATASET", "PROFILE", "RAW", "SEED")
-DATASETS = ("phantom", "darkcovidnet", "cohen", "radiography")
+DATASETS = ("phantom", "darkcovidnet", "cohen", "radiography", "all")
 DEFAULTS = {"DATASET": "phantom", "PROFILE": "fast", "RAW": "", "SEED": 7}
 
 # The phantoms are a data set like any other: the same radiographs whatever the seed of a run.

@@ -358,7 +358,7 @@ def _run(args):
         check_parameters(path)
     from utils import sources
 
-    sources.check(run)
+    sources.fetch(run, say=_say)
     with _alone(run), _kernels():
         entries = {} if len(paths) == len(notebook_paths()) else _entries(run)
         for path in paths:  # nothing of an earlier run may pass for a result of this one
@@ -428,6 +428,18 @@ def _print_check(run, paths, *, every=False):
 
 def _check(args):
     return int(not _print_check(_start(args), notebook_paths(args.notebooks), every=True))
+
+
+def _fetch(args):
+    from utils import sources
+
+    run = config.Run(args.dataset or "", args.profile or "full", None, config.DEFAULTS["SEED"])
+    if run.dataset not in sources.DOWNLOADS or run.profile not in config.PROFILES:
+        raise CourseError(f"fetch: --dataset can be {', '.join(sources.DOWNLOADS)}, --profile {', '.join(config.PROFILES)};"
+                          f" got {run.dataset or 'no data set'}, {run.profile}.")  # fmt: skip
+    sources.fetch(run, say=_say)
+    _say(f"{run.dataset}: all here that PROFILE={run.profile} uses.")
+    return 0
 
 
 def _report(args):
@@ -526,15 +538,20 @@ def _parser():
         "run": (_run, "run the notebooks in order, check their results and write a report"),
         "check": (_check, "compare the results of a run with their accepted ranges"),
         "report": (_report, "write report.html and report.json of a run again"),
+        "fetch": (_fetch, "download a data set, for instance into the folder that a class shares"),
         "notebooks": (_notebooks, "execute the notebooks in place, for their stored outputs"),
     }
     for name, (function, text) in known.items():
         about = f"{text.capitalize()}."
         command = commands.add_parser(name, help=text, description=about, allow_abbrev=False)
         command.set_defaults(function=function)
-        if name != "report":
+        if name not in ("report", "fetch"):
             command.add_argument("notebooks", nargs="*", metavar="NN", help="by number (default: all)")
         if name == "notebooks":
+            continue
+        if name == "fetch":
+            command.add_argument("--dataset", metavar="D", help="which (see README)")
+            command.add_argument("--profile", metavar="P", help="fast: only what that uses; full (default): all")
             continue
         sets = f"{', '.join(config.DATASETS)}, or a folder with one sub-folder a class"
         command.add_argument("--dataset", metavar="D", help=f"{sets} (default: phantom)")

@@ -24,6 +24,7 @@ MAX_PIXELS = 100_000_000  # a radiograph has some 10 million; far beyond that it
 TOO_LARGE = f"more than {MAX_PIXELS // 1_000_000} million pixels"
 THUMBNAIL = 48  # side of what twins are compared by
 MIN_SIDE = 32  # smaller than this nobody can see a lung
+MAX_ASPECT = 4  # of the public sets no radiograph's long side is more than 2.4 times the short one
 
 # A file that cannot be used is listed with its reason; Pillow's remarks on the way would only stain the notebooks.
 warnings.filterwarnings("ignore", module="PIL")
@@ -84,7 +85,7 @@ def read_grey(path):
     Raises
     ------
     ImageError
-        Not an image, truncated or corrupt, smaller than 32 pixels, larger than 100 million.
+        Not an image, truncated or corrupt, smaller than 32 pixels, larger than 100 million, a long thin strip.
     CourseError
         The file cannot be read at all (gone, no permission): that says nothing about the image.
     """
@@ -103,8 +104,7 @@ def read_grey(path):
     except Exception as error:  # a damaged header makes the decoders raise nearly anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ImageError(f"corrupt or truncated ({reason})") from None
-    if min(grey.shape) < MIN_SIDE:
-        raise ImageError(f"{grey.shape[1]} x {grey.shape[0]} pixels: too small to show a chest")
+    _check_shape(*grey.shape)
     return grey
 
 
@@ -113,6 +113,8 @@ def _decode(data):
         # Known from the header alone: a gigantic picture is refused before it takes memory.
         if image.width * image.height > MAX_PIXELS:
             raise ImageError(TOO_LARGE)
+        image.verify()  # a PNG's checksums: decoding does not look at them, and would give wrong pixels
+    with Image.open(io.BytesIO(data)) as image:
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith(("I", "F")):
             return _eight_bit(np.asarray(image), stretch=image.mode == "F")
@@ -120,6 +122,13 @@ def _decode(data):
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
         return np.asarray(image.convert("L"))
+
+
+def _check_shape(height, width):
+    if min(height, width) < MIN_SIDE:
+        raise ImageError(f"{width} x {height} pixels: too small to show a chest")
+    if max(height, width) > MAX_ASPECT * min(height, width):  # squared with bars, nearly nothing of it would be left
+        raise ImageError(f"{width} x {height} pixels: too long and thin to show a chest")
 
 
 def _eight_bit(values, *, stretch):
@@ -286,8 +295,10 @@ class Cache(NamedTuple):
 
     Attributes
     ----------
-    pixels : numpy.ndarray
-        uint8, (images, size, size, channels), mapped from the file, read-only.
+    pixels : numpy.ndarray or None
+        uint8, (images, size, size, channels), mapped from the file, read-only. None where no options were given.
+    digests : numpy.ndarray
+        uint64, (images,): a hash of the decoded grey image, the same for the same pixels in another kind of file.
     thumbnails : numpy.ndarray
         uint8, (images, 48, 48): the whole image squashed to a square, for finding twins.
     readable : numpy.ndarray
@@ -296,7 +307,8 @@ class Cache(NamedTuple):
         `path` and `reason` of these.
     """
 
-    pixels: np.ndarray
+    pixels: np.ndarray | None
+    digests: np.ndarray
     thumbnails: np.ndarray
     readable: np.ndarray
     skipped: pd.DataFrame
@@ -311,7 +323,8 @@ def cached(root, manifest, options, folder, *, complete=False):
         Folder that the manifest's paths start from.
     manifest : pandas.DataFrame
         With `path` and `sha256`.
-    options : Options
+    options : Options or None
+        None: digests and thumbnails alone, for finding twins.
     folder : path-like
         Where caches are kept. The file is named by a hash of the options and of every file's content, so a
         changed file or option makes a new cache, and an interrupted run leaves none.
@@ -329,10 +342,11 @@ def cached(root, manifest, options, folder, *, complete=False):
         A file cannot be read at all, or with `complete` cannot be used.
     """
     content = hashlib.sha256("\n".join(manifest["sha256"]).encode()).hexdigest()[:16]
-    place = Path(folder) / f"{content}-{options.key()}"
+    place = Path(folder) / f"{content}-{options.key() if options else f'thumbnails-v{VERSION}'}"
     place.mkdir(parents=True, exist_ok=True)
+    names = ["pixels"] * bool(options) + ["digests", "thumbnails"]
     with FileLock(place / ".lock"):  # two runs at once: the second waits, then reads
-        if not all((place / name).exists() for name in ("pixels.npy", "thumbnails.npy", "skipped.json")):
+        if not all((place / name).exists() for name in (*(f"{name}.npy" for name in names), "skipped.json")):
             for left_over in place.glob(".part-*"):  # of a killed run
                 left_over.unlink()
             _fill_cache(Path(root), manifest["path"], options, place)
@@ -344,27 +358,35 @@ def cached(root, manifest, options, folder, *, complete=False):
             f"{len(skipped)} images can no longer be used, {skipped['path'][0]} among them ({skipped['reason'][0]}). "
             "Run notebook 01 again: it leaves them out and lists them."
         )
-    arrays = [np.load(place / f"{name}.npy", mmap_mode="r") for name in ("pixels", "thumbnails")]
-    return Cache(*arrays, readable, skipped)
+    arrays = {name: np.load(place / f"{name}.npy", mmap_mode="r") for name in names}
+    return Cache(**{"pixels": None, **arrays}, readable=readable, skipped=skipped)
 
 
 def _fill_cache(root, paths, options, place):
-    def one(path):
+    kinds = {"digests": ((), np.uint64), "thumbnails": ((THUMBNAIL, THUMBNAIL), np.uint8)}
+    if options:
+        kinds["pixels"] = ((options.size, options.size, len(options.channels)), np.uint8)
+    arrays = {name: np.zeros((len(paths), *shape), dtype) for name, (shape, dtype) in kinds.items()}
+
+    def one(row, path):
         try:
             grey = read_grey(root / path)
         except ImageError as error:
             return str(error)
-        return preprocess(grey, options), cv2.resize(grey, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
+        if options:
+            arrays["pixels"][row] = preprocess(grey, options)
+        arrays["digests"][row] = _digest(grey)
+        arrays["thumbnails"][row] = cv2.resize(grey, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = list(pool.map(one, paths))
-    good = [result for result in results if not isinstance(result, str)]
-    shapes = {
-        "pixels": (options.size, options.size, len(options.channels)),
-        "thumbnails": (THUMBNAIL, THUMBNAIL),
-    }
-    for number, (name, shape) in enumerate(shapes.items()):
+        reasons = list(pool.map(one, range(len(paths)), paths))
+    good = np.array([reason is None for reason in reasons], bool)
+    for name, array in arrays.items():
         with written(place / f"{name}.npy") as part:
-            np.save(part, np.array([result[number] for result in good], np.uint8).reshape(-1, *shape))
-    bad = {index: result for index, result in enumerate(results) if isinstance(result, str)}
+            np.save(part, array if good.all() else array[good])
+    bad = {row: reason for row, reason in enumerate(reasons) if reason}
     write_text(place / "skipped.json", json.dumps(bad))  # last: its presence says that all is whole
+
+
+def _digest(grey):
+    return int.from_bytes(hashlib.blake2b(bytes(str(grey.shape), "ascii") + grey.tobytes(), digest_size=8).digest())

@@ -1,21 +1,46 @@
 """Data sets: where each comes from, and how its folder becomes a manifest.
 
-`load` reads the data set of a run. One module a set says where it comes from (`SOURCE`), how its folder is
-found (`find`) and how it is read (`read`); what they share is in `_files` and `_selection`.
+`load` reads the data set of a run, and downloads it first where nobody has put it there. One module a set says where it
+comes from (`SOURCE`), how its folder is found (`find`) and how it is read (`select`); what they share is in `_files`,
+`_selection`, `_metadata` and `_fetch`.
 """
 
+import logging
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
 from utils.errors import CourseError
-from utils.sources import cohen, darkcovidnet, folder, phantom, radiography
+from utils.sources import (
+    _fetch,
+    _selection,
+    actualmed,
+    darkcovidnet,
+    every,
+    figure1,
+    folder,
+    ieee8023,
+    kermany,
+    phantom,
+    radiography,
+)
 from utils.sources._selection import COLUMNS, FRONTAL, LABELS, Source
 
-__all__ = ["COLUMNS", "FRONTAL", "LABELS", "Loaded", "Source", "check", "load", "require_labels"]
+__all__ = ["COLUMNS", "FRONTAL", "LABELS", "DOWNLOADS", "Loaded", "Source", "fetch", "load", "require_labels"]
 
-_MODULES = {"phantom": phantom, "darkcovidnet": darkcovidnet, "cohen": cohen, "radiography": radiography}
+# The sets of each DATASET. `cohen` is the combination of many papers of 2020, and of their mistakes: nearly all its
+# normal images show children (Kermany), every COVID-19 image an adult or an image from a publication (ieee8023).
+_SETS = {
+    "darkcovidnet": (darkcovidnet,),
+    "cohen": (ieee8023, kermany),
+    "radiography": (radiography,),
+    "actualmed": (actualmed,),  # the external sets: DATASET=all tests on them, nothing trains on them
+    "figure1": (figure1,),
+}
+DOWNLOADS = tuple(_SETS)
+_MODULES = {"phantom": phantom, "all": every}
+_log = logging.getLogger(__name__)
 
 
 class Loaded(NamedTuple):
@@ -34,6 +59,12 @@ class Loaded(NamedTuple):
         path, reason: every file or table row left out, as many as `steps.dropped` adds up to.
     sources : tuple of Source
         One for `darkcovidnet`, two for `cohen`, ...
+    twins : pandas.DataFrame
+        DATASET=all: pairs that show the same picture, among all files found. path_first, path_second, set_first,
+        set_second, label_first, label_second, correlation (of thumbnails; NaN where only the names agree), by
+        ("pixels" or "file name"). Of a pair of two sets only the first is in the manifest. Else empty.
+    external : pandas.DataFrame
+        DATASET=all: the manifest of the external sets, which are never trained on. Else empty.
     """
 
     root: Path
@@ -41,14 +72,18 @@ class Loaded(NamedTuple):
     steps: pd.DataFrame
     skipped: pd.DataFrame
     sources: tuple
+    twins: pd.DataFrame
+    external: pd.DataFrame
 
 
-def load(run):
-    """Read the data set of a run into a manifest.
+def load(run, *, say=_log.info):
+    """Read the data set of a run into a manifest, after `fetch`.
 
     Parameters
     ----------
     run : utils.config.Run
+    say : callable
+        As in `fetch`.
 
     Returns
     -------
@@ -67,25 +102,48 @@ def load(run):
     >>> loaded = sources.load(config.start("darkcovidnet", raw="~/Downloads"))  # doctest: +SKIP
     >>> loaded.manifest.label.value_counts()  # doctest: +SKIP
     """
-    module = _module(run)
-    selection = module.read(run)
+    fetch(run, say=say)
+    selection = _read(run)
     selection.require_any()
-    if module is not phantom and run.settings.images_per_label is not None:
-        special = [source.fast_images_per_label for source in selection.sources]
-        selection.draw(min(filter(None, special), default=run.settings.images_per_label))
+    if run.dataset != "phantom" and run.settings.images_per_label is not None:
+        special = selection.sources[0].fast_images_per_label if len(selection.sources) == 1 else None
+        selection.draw(special or run.settings.images_per_label)
     steps, skipped = selection.records()
-    return Loaded(selection.root, selection.manifest(), steps, skipped, selection.sources)
+    return Loaded(selection.root, selection.manifest(), steps, skipped, selection.sources, selection.twins,
+                  selection.with_hashes(selection.external)[list(COLUMNS)])
 
 
-def check(run):
-    """Find the data set of a run, without reading it.
+def fetch(run, *, say=_log.info):
+    """Find the data set of a run, without reading it; download what is missing where nobody has put it there.
+
+    Parameters
+    ----------
+    run : utils.config.Run
+        With `raw` nothing is ever downloaded.
+    say : callable
+        Takes a line on what is going to be downloaded: how much, from where, what it needs.
 
     Raises
     ------
     CourseError
-        The one that `load` would raise for a set that is missing or has another layout.
+        The set is missing and cannot be downloaded, or has another layout.
     """
-    _module(run).find(run)
+    sets = _SETS.get(run.dataset, ())
+    plans = [plan for plan in (_fetch.plan(run, module) for module in sets) if plan]
+    for plan in plans:
+        say(plan.text)
+    for plan in sorted(plans, key=lambda plan: plan.source.pins):  # Kaggle first: what may fail for want of a login
+        _fetch.carry_out(plan)
+    for module in sets or (_MODULES.get(run.dataset, folder),):
+        module.find(run)
+
+
+def _read(run):
+    sets = _SETS.get(run.dataset)
+    if not sets:
+        return _MODULES.get(run.dataset, folder).read(run)
+    parts = [module.select(module.find(run)) for module in sets]
+    return parts[0] if len(parts) == 1 else _selection.join(parts)
 
 
 def require_labels(readable, manifest, skipped):
@@ -110,6 +168,3 @@ def require_labels(readable, manifest, skipped):
             f"No image labelled {' or '.join(lost)} can be used ({some}). Take the files from their origin again."
         )
 
-
-def _module(run):
-    return _MODULES.get(run.dataset, folder)

@@ -101,48 +101,56 @@ def not_an_image(path):
     return f"not an image ({other or text})"
 
 
-def locate(run, source, is_root, wanted):
+def locate(run, source, is_root, wanted, *, required=True):
     """Return the folder of a data set, wherever it lies below the places where it may be.
 
     Parameters
     ----------
     run : utils.config.Run
-        With `raw`, only that folder is searched; else `$CXR_DATA_DIR/<dataset>`, then the course's
-        `raw/<dataset>`.
+        With `raw`, only that folder is searched; else those of `places`.
     source : Source
         Says where the set can be had.
     is_root : callable
         Path -> bool: is this folder the set? Decided by what it holds, never by its name.
     wanted : str
         What `is_root` looks for, in words.
+    required : bool
+        A set that is not there is an error.
 
     Returns
     -------
-    pathlib.Path
-        A copy inside the set's own folder does not count (Kaggle's chest_xray.zip holds one).
+    pathlib.Path or None
+        A copy inside the set's own folder does not count (Kaggle's chest_xray.zip holds one). None only where
+        not `required`.
 
     Raises
     ------
     CourseError
         The set is not there, lies there in another layout, or lies there twice.
     """
-    places = _places(run)
-    there = [place for place in places if place.is_dir()]
+    there = [place for place in places(run) if place.is_dir()]
     for place in there:
         found = [folder for folder in _tree(place, stop_at=is_root) if is_root(folder)]
         if len(found) > 1:
             raise CourseError(_twice(run, source, found))
         if found:
             return found[0]
-    raise CourseError(_elsewhere(run, source, there, wanted) if there else _missing(run, source, places))
+    if not required:
+        return None
+    raise CourseError(_elsewhere(run, source, there, wanted) if there else _missing(run, source, places(run)))
 
 
-def _places(run):
+def places(run):
+    """Return the folders in which the data set of a run may lie, the first being where it is downloaded to.
+
+    `RAW` alone where it is given; else `$CXR_DATA_DIR/<dataset>` (a class shares one) before the course's own
+    `data/raw/<dataset>`. For DATASET=all the folders of all data sets: `$CXR_DATA_DIR` and `data/raw`.
+    """
     if run.raw:
         return [run.raw]
-    shared = os.environ.get("CXR_DATA_DIR")
-    places = [Path(shared, run.dataset).absolute()] if shared else []
-    return places + [config.data_root() / "raw" / run.dataset]
+    bases = [Path(os.environ["CXR_DATA_DIR"]).absolute()] if os.environ.get("CXR_DATA_DIR") else []
+    bases.append(config.data_root() / "raw")
+    return bases if run.dataset == "all" else [base / run.dataset for base in bases]
 
 
 def _missing(run, source, places):

@@ -17,6 +17,7 @@ COLUMNS = ("path", "label", "patient", "source", "view", "sex", "age", "lung_mas
 LABELS = ("Normal", "COVID-19", "Viral Pneumonia", "Bacterial Pneumonia", "Pneumonia", "Lung Opacity",
           "Abnormal")
 FRONTAL = ("PA", "AP", "AP Supine")
+TWINS = ("path_first", "path_second", "set_first", "set_second", "label_first", "label_second", "correlation", "by")
 _TEXT = [name for name in COLUMNS if name not in ("age", "sha256")]
 
 
@@ -31,6 +32,9 @@ class Source(NamedTuple):
     problems: tuple  # short sentences
     how_to_get: str  # a sentence or two
     fast_images_per_label: int | None = None  # the cap in the fast profile where it is not the profile's
+    pins: bool = False  # a GitHub set: pins/<name>.csv lists its files at one commit
+    kaggle: str = ""  # a Kaggle set: owner/name/versions/N
+    megabytes: int = 0  # of the Kaggle archive, about
 
 
 class Selection:
@@ -54,6 +58,9 @@ class Selection:
         self.rows = rows.astype(dict.fromkeys(_TEXT, "str")).astype({"age": float})
         # What is drawn as one: the patient, else the file, called by its place in the set's own folder.
         self.rows["unit"] = self.rows.patient.fillna(self.rows.path)
+        self.rows["set"] = sources[0].name
+        self.found = self.rows
+        self.twins, self.external = pd.DataFrame(columns=TWINS), self.rows[:0]
         self.root, self.sources = Path(root), sources
         self.steps = [("everything found", why, 0, len(rows))]
         self.skipped = []
@@ -126,9 +133,12 @@ class Selection:
 
     def manifest(self):
         """Return the rows left as a manifest: COLUMNS, sorted by path, text as `str`, age as float."""
-        rows = self.rows.sort_values("path", ignore_index=True)
-        rows["sha256"] = _in_threads(files.sha256, [self.root / path for path in rows.path])
-        return rows[list(COLUMNS)].astype({"sha256": "str"})
+        return self.with_hashes(self.rows.sort_values("path", ignore_index=True))[list(COLUMNS)]
+
+    def with_hashes(self, rows):
+        """Return rows with the column sha256, of the files' bytes."""
+        hashes = _in_threads(files.sha256, [self.root / path for path in rows.path])
+        return rows.assign(sha256=pd.Series(hashes, index=rows.index, dtype="str"))
 
     def records(self):
         """Return the record as two tables: steps (step, why, dropped, left) and skipped (path, reason)."""
@@ -165,18 +175,27 @@ def join(parts):
     whole = Selection(root, [], sources=tuple(source for part in parts for source in part.sources))
     left = sum(part.steps[0][3] for part in parts)
     found = "; ".join(f"{part.sources[0].name}: {part.steps[0][1]}" for part in parts)
-    whole.steps, rows = [("everything found", found, 0, left)], []
+    whole.steps = [("everything found", found, 0, left)]
     for part in parts:
         part.require_any()  # or the other set would stand for both
-        prefix = part.root.relative_to(root).as_posix() + "/"
         for step, why, dropped, _ in part.steps[1:]:
             left -= dropped
             whole.steps.append((f"{part.sources[0].name}: {step}", why, dropped, left))
-        whole.skipped += [skipped.assign(path=prefix + skipped.path) for skipped in part.skipped]
-        paths = ("path", "lung_mask", "lesion_mask")
-        rows.append(part.rows.assign(**{name: prefix + part.rows[name] for name in paths}))
-    whole.rows = pd.concat(rows, ignore_index=True)
+    moved = [_moved(part, root) for part in parts]
+    whole.rows, whole.found = (pd.concat(tables, ignore_index=True) for tables in list(zip(*moved))[:2])
+    whole.skipped = [table for *_, tables in moved for table in tables]
     return whole
+
+
+def _moved(part, root):
+    """Return rows, found and skipped of a selection, their paths relative to a folder above its own."""
+    prefix = "".join(f"{name}/" for name in part.root.relative_to(root).parts)
+
+    def move(table):
+        paths = [name for name in ("path", "lung_mask", "lesion_mask") if name in table]
+        return table.assign(**{name: prefix + table[name] for name in paths})
+
+    return move(part.rows), move(part.found), [move(table) for table in part.skipped]
 
 
 def _in_threads(function, items):

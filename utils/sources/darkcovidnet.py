@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 
 from utils.sources import _files
-from utils.sources._selection import FRONTAL, Selection, Source, class_rows
+from utils.sources._selection import FRONTAL, Selection, Source
 
 SOURCE = Source(
     name="darkcovidnet",
@@ -40,8 +40,10 @@ SOURCE = Source(
     how_to_get="Download https://github.com/muhammedtalo/COVID-19 (Code, Download ZIP; about 413 MB) and "
                "unpack it.",
     fast_images_per_label=80,
+    pins=True,
 )
 FOLDERS = {"Covid-19": "COVID-19", "No_findings": "Normal", "Pneumonia": "Pneumonia"}
+TOP = "X-Ray Image DataSet"  # what the repository calls the folder of the class folders
 TABLE = Path(__file__).with_name("darkcovidnet_covid.csv")
 
 
@@ -50,21 +52,47 @@ def is_root(folder):
     return set(FOLDERS) <= _files.folder_names(folder)
 
 
-def find(run):
-    """Return the folder that holds the three class folders, or raise a CourseError."""
-    return _files.locate(run, SOURCE, is_root, f"a folder with the sub-folders {', '.join(FOLDERS)}")
+def find(run, *, required=True):
+    """Return the folder that holds the three class folders, see `_files.locate`."""
+    wanted = f"a folder with the sub-folders {', '.join(FOLDERS)}"
+    return _files.locate(run, SOURCE, is_root, wanted, required=required)
 
 
-def read(run):
+def select(root):
     """Return the Selection of the set."""
-    root = find(run)
-    table = pd.read_csv(TABLE, dtype={"sex": "str"}).set_index("filename").to_dict("index")
-    rows = class_rows(root, FOLDERS, lambda path: _describe(path, table))
-    selection = Selection(root, rows, sources=(SOURCE,))
+    paths = [path for folder in FOLDERS for path in _files.below(Path(root, folder), root=root)]
+    selection = Selection(root, _rows(paths), sources=(SOURCE,))
     selection.drop_what_is_no_image()
     selection.require(FOLDERS)
     selection.drop_views(FRONTAL)
     return selection
+
+
+def wanted(run, paths):
+    """Choose the files of the original repository that a run uses: in the fast profile what `draw` keeps.
+
+    Parameters
+    ----------
+    run : utils.config.Run
+    paths : iterable of str
+        All files of the repository.
+
+    Returns
+    -------
+    list of str
+        The same images as from a whole download.
+    """
+    in_set = {PurePosixPath(path).relative_to(TOP).as_posix(): path for path in paths if path.startswith(TOP + "/")}
+    selection = Selection(Path(TOP), _rows(in_set), sources=(SOURCE,))
+    selection.drop_views(FRONTAL)
+    if run.settings.images_per_label is not None:
+        selection.draw(SOURCE.fast_images_per_label)
+    return [in_set[path] for path in selection.rows.path]
+
+
+def _rows(paths):
+    table = pd.read_csv(TABLE, dtype={"sex": "str"}).set_index("filename").to_dict("index")
+    return [{"path": path, "label": FOLDERS[path.split("/")[0]], **_describe(path, table)} for path in paths]
 
 
 def _describe(path, table):

@@ -6,15 +6,11 @@ kept once, and all images of those patients get one patient id (`ieee8023/285+33
 them.
 """
 
-import csv
 import re
 from pathlib import Path, PurePosixPath
 
-import pandas as pd
-
-from utils.errors import CourseError
-from utils.sources import _files
-from utils.sources._selection import FRONTAL, Selection, Source
+from utils.sources import _files, _metadata
+from utils.sources._selection import FRONTAL, Source
 
 SOURCE = Source(
     name="ieee8023",
@@ -30,10 +26,10 @@ SOURCE = Source(
     ),
     how_to_get="Download https://github.com/ieee8023/covid-chestxray-dataset (Code, Download ZIP) and unpack "
                "it.",
+    pins=True,
 )
 MASKS = "annotations/lungVAE-masks"
 _NEEDED = {"patientid", "finding", "view", "modality", "filename"}
-_VIEWS = {"APS": "AP Supine", "AP Erect": "AP", "Lateral": "L", "?": None}
 
 # What the course calls each finding. Pneumocystis is a fungus; it, other fungi, oil and aspirated food are
 # neither viral nor bacterial. ARDS alone can have causes outside the lungs (one here is a snake bite), and
@@ -54,18 +50,13 @@ _LABEL = {name.casefold(): label for label, names in FINDINGS.items() for name i
 
 def is_root(folder):
     """True for a folder with `images/` and a metadata.csv with this set's columns."""
-    try:
-        with open(Path(folder, "metadata.csv"), encoding="utf-8-sig", errors="replace", newline="") as file:
-            header = next(csv.reader(file), [])
-    except (OSError, csv.Error):
-        return False
-    return _NEEDED <= set(header) and "images" in _files.folder_names(folder)
+    return _metadata.is_root(folder, has=_NEEDED)
 
 
-def find(run):
-    """Return the folder that holds `images/` and metadata.csv, or raise a CourseError."""
+def find(run, *, required=True):
+    """Return the folder that holds `images/` and metadata.csv, see `_files.locate`."""
     wanted = f"a folder with images/ and a metadata.csv that has the columns {', '.join(sorted(_NEEDED))}"
-    return _files.locate(run, SOURCE, is_root, wanted)
+    return _files.locate(run, SOURCE, is_root, wanted, required=required)
 
 
 def label_of(finding):
@@ -93,40 +84,10 @@ def label_of(finding):
 
 def read_table(root):
     """Return metadata.csv as path, patient, finding, modality, view, sex, age, label; unknown = missing."""
-    path = Path(root, "metadata.csv")
-    try:
-        raw = pd.read_csv(path, dtype="str", index_col=False, encoding="utf-8-sig", encoding_errors="replace")
-    except pd.errors.ParserError as error:
-        raise CourseError(f"{path} is damaged: expected a table parted by commas, got: {str(error).strip()}. "
-                          f"Take it from {SOURCE.address} again.") from error
-    raw = raw.apply(lambda column: column.str.strip()).replace("", None)
-    raw = raw.reindex(columns=[*raw.columns, *({"sex", "age"} - set(raw.columns))])
+    raw = _metadata.read(root, SOURCE, _NEEDED)
     folder = raw.folder.fillna("images") if "folder" in raw else "images"
-    nameless = "metadata.csv, row " + (raw.index + 1).astype("str")
-    return pd.DataFrame({
-        "path": (folder + "/" + raw.filename).fillna(pd.Series(nameless, index=raw.index)),
-        "patient": raw.patientid.map(_patients(raw)),
-        "finding": raw.finding,
-        "modality": raw.modality,
-        "view": raw["view"].map(lambda view: _VIEWS.get(view, view)),
-        "sex": raw.sex.where(raw.sex.isin(["M", "F"])),
-        "age": pd.to_numeric(raw.age, errors="coerce"),
-        "label": raw.finding.map(label_of, na_action="ignore"),
-    })
-
-
-def _patients(raw):
-    """Return {patientid: patient}, with one patient for all who share a file."""
-    joined = {patient: {patient} for patient in raw.patientid.dropna()}
-    for _, together in raw.dropna(subset=["patientid", "filename"]).groupby("filename").patientid:
-        group = set().union(*(joined[patient] for patient in together))
-        joined.update(dict.fromkeys(group, group))
-    return {patient: "ieee8023/" + "+".join(sorted(group, key=_number)) for patient, group in joined.items()}
-
-
-def _number(patient):
-    # Most patients are numbers; those of one publication are told apart by a letter (311a, 311b).
-    return int(re.match(r"\d*", patient)[0] or 0), patient
+    paths = folder + "/" + raw.filename
+    return _metadata.table(raw, SOURCE, paths=paths, patients=raw.patientid, label_of=label_of)
 
 
 def select(root, *, views=FRONTAL):
@@ -138,42 +99,6 @@ def select(root, *, views=FRONTAL):
     views : tuple of str
         Views to keep; `("PA",)` for upright images only.
     """
-    table = read_table(root)
     masks = {re.sub(r"_mask(\.png)+$", "", PurePosixPath(path).name): path
              for path in _files.below(Path(root, MASKS), root=root) if "_mask.png" in path}
-    paths = _files.below(Path(root, "images"), root=root)
-    without_row = pd.DataFrame({"path": sorted(set(paths) - set(table.path))})
-    rows = pd.concat([table, without_row], ignore_index=True).assign(source="ieee8023")
-    rows["in_table"], rows["in_folder"] = rows.path.isin(table.path), rows.path.isin(paths)
-    rows["lung_mask"] = rows.path.map(lambda path: masks.get(PurePosixPath(path).stem))
-    selection = Selection(root, rows, sources=(SOURCE,),
-                          why="rows of metadata.csv, and files in images/ that have no row")
-    _filter(selection, views)
-    return selection
-
-
-def _filter(selection, views):
-    def drop(step, why, bad, reasons):
-        reasons = reasons if isinstance(reasons, str) else reasons(selection.rows).astype("str")
-        gone = pd.Series(reasons, index=selection.rows.index, dtype="str").where(bad(selection.rows))
-        selection.drop(step, why, gone)
-
-    drop("files without a row", "nothing is known about them", lambda rows: ~rows.in_table,
-         "no row in metadata.csv")
-    drop("no X-ray", "CT is another kind of picture", lambda rows: rows.modality.str.casefold() != "x-ray",
-         lambda rows: "modality " + rows.modality.fillna("unknown"))
-    drop("rows without a file", "nothing to look at", lambda rows: ~rows.in_folder,
-         "in metadata.csv, but no such file")
-    selection.drop_what_is_no_image()
-    drop("view unknown", "it may be a lateral view", lambda rows: rows.view.isna(), "view unknown")
-    selection.drop_views(views)
-    blank = ("todo", "unknown")
-    drop("finding not filled in", "an image without a diagnosis teaches nothing",
-         lambda rows: rows.finding.isna() | rows.finding.str.casefold().isin(blank),
-         lambda rows: "finding " + rows.finding.fillna("blank"))
-    drop("no label fits", "findings that are no pneumonia, or that the course does not know",
-         lambda rows: rows.label.isna(), lambda rows: "finding " + rows.finding)
-    drop("rows that contradict each other", "the same file under two labels",
-         lambda rows: rows.groupby("path").label.transform("nunique") > 1, "two labels for one file")
-    drop("second rows of a file", "each image counts once; its patients are joined",
-         lambda rows: rows.path.duplicated(), "second row of the same file")
+    return _metadata.select(root, read_table(root), SOURCE, views=views, masks=masks)

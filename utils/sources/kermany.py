@@ -28,7 +28,9 @@ SOURCE = Source(
         "The set's own val folder holds 16 images: too few to choose anything by.",
     ),
     how_to_get="Download it from https://www.kaggle.com/datasets/paultimothymooney/chest-xray-pneumonia "
-               "(free account; over 1 GB) and unpack it.",
+               "(free account; about 2.5 GB, as the set is in it twice) and unpack it.",
+    kaggle="paultimothymooney/chest-xray-pneumonia/versions/2",
+    megabytes=2460,
 )
 _CLASSES = ("NORMAL", "PNEUMONIA")
 _KIND = {"bacteria": "Bacterial Pneumonia", "virus": "Viral Pneumonia"}
@@ -39,10 +41,10 @@ def is_root(folder):
     return all(_files.folder_names(Path(folder, part)) == set(_CLASSES) for part in ("train", "test"))
 
 
-def find(run):
-    """Return the folder that holds train/ and test/, or raise a CourseError."""
+def find(run, *, required=True):
+    """Return the folder that holds train/ and test/, see `_files.locate`."""
     wanted = "a folder with train/ and test/, each with NORMAL/ and PNEUMONIA/ alone"
-    return _files.locate(run, SOURCE, is_root, wanted)
+    return _files.locate(run, SOURCE, is_root, wanted, required=required)
 
 
 def select(root):

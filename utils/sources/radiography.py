@@ -30,6 +30,8 @@ SOURCE = Source(
     ),
     how_to_get="Download it from https://www.kaggle.com/datasets/tawsifurrahman/covid19-radiography-database "
                "(free account) and unpack it.",
+    kaggle="tawsifurrahman/covid19-radiography-database/versions/5",
+    megabytes=820,
 )
 FOLDERS = {"COVID": "COVID-19", "COVID-19": "COVID-19", "Normal": "Normal", "NORMAL": "Normal",
            "Viral Pneumonia": "Viral Pneumonia", "Lung_Opacity": "Lung Opacity"}
@@ -45,15 +47,14 @@ def is_root(folder):
     return {"COVID-19", "Normal", "Viral Pneumonia"} <= set(_classes(folder).values())
 
 
-def find(run):
-    """Return the folder that holds the class folders, or raise a CourseError."""
+def find(run, *, required=True):
+    """Return the folder that holds the class folders, see `_files.locate`."""
     wanted = "a folder with the sub-folders COVID, Normal and Viral Pneumonia"
-    return _files.locate(run, SOURCE, is_root, wanted)
+    return _files.locate(run, SOURCE, is_root, wanted, required=required)
 
 
-def read(run):
+def select(root):
     """Return the Selection of the set."""
-    root = find(run)
     folders = _classes(root)
     rows = [row for row in class_rows(root, folders, lambda path: _describe(path, root))
             if PurePosixPath(row["path"]).parts[1] != "masks"]
