@@ -12,9 +12,9 @@ from typing import Callable, NamedTuple
 
 import numpy as np
 import pytest
+from bad_input import Row, picture
 from PIL import Image
 
-from bad_input import Row, picture
 from utils.errors import CourseError
 from utils.sources import ieee8023
 

@@ -194,3 +194,9 @@ FAULTS = {
     "drips": _Handler.serve_slowly,
     "hangs": _Handler.serve_nothing,
 }
+
+
+def contents(folder):
+    """Return {path: bytes} of all files but the lock."""
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {name: path.read_bytes() for name, path in files.items() if name != ".lock"}

@@ -5,9 +5,9 @@ import csv
 import numpy as np
 import pandas as pd
 import pytest
+from bad_input import picture
 from PIL import Image
 
-from bad_input import picture
 from conftest import SHARED
 from utils import config, download, sources
 from utils.errors import CourseError

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from bad_files import make_table_set
 from PIL import Image
 
-from bad_files import make_table_set
 from utils import config
 from utils.errors import CourseError
 from utils.sources import actualmed, figure1, ieee8023

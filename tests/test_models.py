@@ -3,10 +3,8 @@
 import json
 import shutil
 
-
 import numpy as np
 import pytest
-
 from sklearn import metrics as sk
 
 from utils import images, metrics, models, pipeline, training

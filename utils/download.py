@@ -1,4 +1,4 @@
-"""Downloads: GitHub's sets file by file from a pinned commit, Kaggle's whole at a pinned version.
+"""Downloads of GitHub's sets, file by file from a pinned commit.
 
 What is in its place is whole and checked: files arrive under a hidden name and are moved. What a killed run or a broken
 connection leaves is gone on with. Two runs at once: the second waits for the first.
@@ -7,20 +7,14 @@ connection leaves is gone on with. Two runs at once: the second waits for the fi
 import csv
 import errno
 import hashlib
-import io
 import logging
-import lzma
 import os
 import queue
 import re
 import shutil
-import stat
-import tarfile
 import threading
 import time
-import zipfile
-import zlib
-from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote, urlsplit
@@ -29,16 +23,12 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from utils.errors import CourseError
-from utils.files import sha256, written
 
 GITHUB = "https://raw.githubusercontent.com"
-RECORD = "files.csv"
 _CHUNK = 1 << 16
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # Windows has no quota error
-_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, ValueError, RuntimeError)
-_BY_HAND = "The way without network is RAW=<a folder that holds the set>; behind a proxy, set HTTPS_PROXY."
-_LOGIN = ("Make a free account at https://www.kaggle.com; there, under Settings, API, create a token and save it as "
-          "~/.kaggle/kaggle.json (or set KAGGLE_USERNAME and KAGGLE_KEY); run again.")
+UNKNOWN = 4 * 2**20  # bytes: files above this size have none in the tables, so it stands for theirs
+_PROXY = "Behind a proxy, set HTTPS_PROXY."
 
 
 class Limits(NamedTuple):
@@ -107,13 +97,13 @@ def read_pins(file):
             raise ValueError(f"{file}: expected `# owner/name at commit <40 hex digits>` in the first line.")
         files = {}
         for row in csv.DictReader(lines):
-            if _leads_out(row["path"]) or not re.fullmatch("[0-9a-f]{40}", row["id"]):
+            if leads_out(row["path"]) or not re.fullmatch("[0-9a-f]{40}", row["id"]):
                 raise ValueError(f"{file}: expected a path inside the repository and an id; got {row}.")
             files[row["path"]] = Pin(row["path"], int(row["bytes"]) if row["bytes"] else None, row["id"])
     return Pins(head[1], head[2], files)
 
 
-def _leads_out(path):
+def leads_out(path):
     parts = re.split(r"[\\/]", path)
     return not parts[0] or ".." in parts or any(re.match("[A-Za-z]:", part) for part in parts)
 
@@ -130,10 +120,15 @@ def blob_id(path):
 def missing(pins, paths, folder):
     """Return the Pins of the `paths` that are not below `folder`, or have another size there."""
     wanted = [pins.files[path] for path in dict.fromkeys(paths)]
-    return [pin for pin in wanted if not _is_there(Path(folder, pin.path), pin.size)]
+    return [pin for pin in wanted if not is_there(Path(folder, pin.path), pin.size)]
 
 
-def _is_there(path, size):
+def total_size(wanted):
+    """Return how many bytes Pins have together, about: see UNKNOWN."""
+    return sum(UNKNOWN if pin.size is None else pin.size for pin in wanted)
+
+
+def is_there(path, size):
     return path.is_file() and (size is None or path.stat().st_size == size)
 
 
@@ -161,15 +156,15 @@ def fetch(pins, paths, folder, *, limits=None, quiet=False):
     folder, paths, limits = Path(folder), list(dict.fromkeys(paths)), limits or LIMITS
     if not missing(pins, paths, folder):  # before anything is written: a shared folder may be read-only
         return
-    with _locked(folder):
+    with locked(folder):
         wanted = missing(pins, paths, folder)  # another run may have brought them
-        _require_room(folder, sum(pin.size or 0 for pin in wanted))
+        require_room(folder, total_size(wanted))
         try:
             _Fetch(pins, folder, limits).run(wanted, quiet=quiet)
         except CourseError as error:
             done = len(paths) - len(missing(pins, paths, folder))
             raise CourseError(
-                f"{error} {done} of {len(paths)} files are in place in {folder} and are kept: run again to go on from "
+                f"{error}\n{done} of {len(paths)} files are in place in {folder} and are kept: run again to go on from "
                 "there."
             ) from None
         shutil.rmtree(folder / ".parts", ignore_errors=True)
@@ -191,14 +186,13 @@ class _Fetch:
             same.setdefault(pin.blob, []).append(pin)  # equal files share a part: one after the other
         for pins in same.values():
             self.todo.put(pins)
-        with _writing(self.folder):
+        with writing(self.folder):
             (self.folder / ".parts").mkdir(exist_ok=True)
-        sizes = [pin.size for pin in wanted]
         # A thread may hang in the network for `read` seconds. A daemon is not waited for, and once `stop` is set it
         # writes nothing.
         count = min(self.limits.workers, len(same))
         threads = [threading.Thread(target=self.work, name="download", daemon=True) for _ in range(count)]
-        total = None if None in sizes else sum(sizes)
+        total = total_size(wanted)
         bar = tqdm(total=total, desc=self.name, unit="B", unit_scale=True, leave=False, disable=quiet)
         try:
             for thread in threads:
@@ -244,14 +238,14 @@ class _Fetch:
         part, end = self.folder / ".parts" / pin.blob, time.monotonic() + self.limits.seconds
         for number in range(self.limits.tries):
             try:
-                with _writing(self.folder, part):
+                with writing(self.folder, part):
                     return self.try_once(session, pin, part, end)
             except _Again as error:
                 failure = error
             last = number + 1 == self.limits.tries
             if not last and self.stop.wait(max(failure.wait, self.limits.pause * 2**number)):
                 raise _Stopped
-        raise self.error(pin, f"{failure}, at the last of {self.limits.tries} tries. {_BY_HAND}")
+        raise self.error(pin, f"{failure}, at the last of {self.limits.tries} tries. {_PROXY}")
 
     def error(self, pin, came):
         size = "a file" if pin.size is None else f"{pin.size} bytes"
@@ -294,7 +288,7 @@ class _Fetch:
         except requests.TooManyRedirects:
             raise self.error(pin, "it redirects from address to address without end.") from None
         except (requests.ConnectionError, requests.Timeout) as error:
-            raise _Again(f"{self.host} cannot be reached ({_reason(error)})") from None
+            raise _Again(f"{self.host} cannot be reached ({reason(error)})") from None
         except requests.RequestException as error:
             raise self.error(pin, f"the request failed ({error}). Is CXR_MIRROR right, if it is set?") from None
         status = response.status_code
@@ -303,7 +297,7 @@ class _Fetch:
             raise _Again(f"the answer was {status} {response.reason}", _retry_after(response))
         if status not in ((200, 206, 416) if have else (200,)):
             response.close()
-            raise self.error(pin, f"the answer was {status} {response.reason}. {_BY_HAND}")
+            raise self.error(pin, f"the answer was {status} {response.reason}. {_PROXY}")
         if response.headers.get("Content-Type", "").startswith("text/html") and ".htm" not in pin.path:
             response.close()
             raise self.error(pin, "a web page came instead of the file, perhaps the log-in page of a network. Open a "
@@ -322,7 +316,7 @@ class _Fetch:
                     if self.stop.is_set():
                         raise _Stopped
                     if time.monotonic() > end:
-                        raise self.error(pin, f"only {size} came in {self.limits.seconds:g} seconds. {_BY_HAND}")
+                        raise self.error(pin, f"only {size} came in {self.limits.seconds:g} seconds. {_PROXY}")
                     size, too_long = size + len(data), size + len(data) > most
                     file.write(b"" if too_long else data)
         except urllib3.exceptions.HTTPError as error:
@@ -343,12 +337,12 @@ def _retry_after(response):
     return min(60.0, float(seconds)) if seconds.isdecimal() else 0.0  # a date: the usual pause will do
 
 
-def _reason(error):
+def reason(error):
     return str(getattr(error.args[0], "reason", error) if error.args else error).rpartition(": ")[2]
 
 
 @contextmanager
-def _writing(folder, *leftovers):
+def writing(folder, *leftovers):
     """Say in words why something cannot be written; on a full disk `leftovers` are deleted."""
     try:
         yield
@@ -364,9 +358,9 @@ def _writing(folder, *leftovers):
 
 
 @contextmanager
-def _locked(folder):
+def locked(folder):
     lock = FileLock(folder / ".lock")
-    with _writing(folder):
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=0)
@@ -379,221 +373,10 @@ def _locked(folder):
         lock.release()
 
 
-def _require_room(folder, size):
+def require_room(folder, size):
     free = shutil.disk_usage(folder).free
     if size * 1.05 > free:
         raise CourseError(
             f"{folder}: the set needs {size * 1.05 / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB of the disk are free. "
             "Nothing was fetched. Make room, or point CXR_DATA_DIR at a larger disk."
         )
-
-
-def fetch_kaggle(handle, folder, *, most, limits=None, quiet=False):
-    """Bring a Kaggle data set into `folder`/<name>, whole or not at all, and write the record of its files.
-
-    Parameters
-    ----------
-    handle : str
-        `owner/name/versions/N`.
-    folder : path-like
-        A .zip that the user has put here is unpacked instead of a download, and stays.
-    most : int
-        Bytes that the unpacked set may have.
-    limits : Limits, optional
-        LIMITS when not given. Only tries and pauses: kagglehub has its own time-outs, and none for its first request.
-    quiet : bool
-        No progress bar.
-
-    Raises
-    ------
-    CourseError
-        No log-in, no network, an archive that is damaged, dangerous or too large, no room.
-    """
-    folder, name = Path(folder), handle.split("/")[1]
-    if (folder / name).is_dir() and (folder / RECORD).is_file():
-        return
-    with _locked(folder):
-        if not (folder / name).is_dir():
-            archives = [path for path in sorted(folder.iterdir()) if _is_archive(path)]
-            if len(archives) > 1:
-                raise CourseError(f"{folder}: expected one .zip; found {', '.join(path.name for path in archives)}. "
-                                  "Leave the one of this set there, and run again.")
-            if archives:
-                unpack(archives[0], folder / name, most=most)
-            else:
-                _download_kaggle(handle, folder, most, limits or LIMITS, quiet)
-        with _writing(folder):
-            write_record(folder)  # last: its presence says that all is whole
-
-
-def _is_archive(path):
-    return path.suffix.lower() == ".zip" and not path.name.startswith(".")
-
-
-def _download_kaggle(handle, folder, most, limits, quiet):
-    cache, by_hand = folder / ".kaggle", _kaggle_by_hand(handle, folder)
-    with _writing(folder, cache), _quiet_kagglehub(cache, quiet):
-        found = _ask_kaggle(handle, cache, by_hand, limits)
-        size = sum(path.stat().st_size for path in found.rglob("*") if path.is_file())
-        if size > most:
-            shutil.rmtree(cache)
-            raise CourseError(f"{handle}: expected at most {most} bytes; {size} came, and were deleted. {by_hand}")
-        os.replace(found, folder / handle.split("/")[1])
-        shutil.rmtree(cache)
-
-
-def _kaggle_by_hand(handle, folder):
-    page = "https://www.kaggle.com/datasets/" + "/".join(handle.split("/")[:2])
-    return (f"Or download the archive in the browser from {page}, put the .zip, as it is, into {folder}, and run "
-            "again. Or RAW=<a folder that holds the set>.")
-
-
-@contextmanager
-def _quiet_kagglehub(cache, quiet):
-    """Let kagglehub load into `cache`, with no word but its progress bar."""
-    import kagglehub  # noqa: F401 - before the redirection: it keeps the sys.stdout that it finds
-
-    # The caches of Kaggle and Colab are mounted elsewhere and read-only: nothing could be moved from there.
-    wanted = {"KAGGLEHUB_CACHE": str(cache), "DISABLE_KAGGLE_CACHE": "true", "DISABLE_COLAB_CACHE": "true"}
-    before = {name: os.environ.get(name) for name in wanted}
-    logger = logging.getLogger("kagglehub")
-    level = logger.level
-    try:
-        os.environ.update(wanted)
-        logger.setLevel(logging.CRITICAL + 1)
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()) if quiet else nullcontext():
-            yield
-    finally:
-        logger.setLevel(level)
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
-
-
-def _ask_kaggle(handle, cache, by_hand, limits):
-    """Return the folder that kagglehub has unpacked the set into; a new try goes on with a partial archive."""
-    import kagglehub
-    import requests
-
-    try:
-        kagglehub.config.get_kaggle_credentials()
-    except ValueError as error:
-        raise CourseError(f"{error}. {_LOGIN} {by_hand}") from None
-    for number in range(limits.tries):
-        try:
-            return Path(kagglehub.dataset_download(handle))
-        except requests.HTTPError as error:
-            status = error.response.status_code
-            if status in (401, 403):
-                raise CourseError(f"{handle}: Kaggle wants a log-in (answer {status}). {_LOGIN} {by_hand}") from None
-            if status != 429 and status < 500:
-                raise CourseError(f"{handle}: Kaggle answered {status}. {by_hand}") from None
-            reason = f"the answer was {status}"
-        except requests.RequestException as error:
-            reason = _reason(error)
-        except (*_DAMAGED, kagglehub.exceptions.DataCorruptionError) as error:
-            reason = f"a damaged archive came: {error}"
-            shutil.rmtree(cache, ignore_errors=True)  # else kagglehub would go on with it
-        if number + 1 < limits.tries:
-            time.sleep(limits.pause * 2**number)
-    raise CourseError(f"{handle}: does not come from Kaggle ({reason}), {limits.tries} times. Is there a network? Run "
-                      f"again to go on from there; behind a proxy, set HTTPS_PROXY. {by_hand}")
-
-
-def unpack(archive, folder, *, most):
-    """Unpack a zip archive that nobody vouches for: whole or not at all.
-
-    Parameters
-    ----------
-    archive : path-like
-    folder : path-like
-        Must not be there yet.
-    most : int
-        Bytes that the files may have, all together.
-
-    Raises
-    ------
-    CourseError
-        Not a zip, damaged, encrypted, larger than `most`, an entry that leads out of `folder`, no room.
-    """
-    archive, folder = Path(archive), Path(folder)
-    part = folder.with_name(f".{folder.name}.part")
-    if folder.exists():
-        raise CourseError(f"{folder}: expected not to be there yet. Delete it, or leave it as it is.")
-    try:
-        with zipfile.ZipFile(archive) as file:
-            entries = _safe_entries(file, archive, most)
-            with _writing(folder.parent):
-                _write_entries(file, entries, part)
-                os.replace(part, folder)
-    except CourseError:
-        raise
-    except (*_DAMAGED, OSError) as error:
-        raise CourseError(f"{archive}: expected a zip archive; it is damaged or something else ({error}). Nothing of "
-                          "it was kept. Download it again.") from None
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def _safe_entries(file, archive, most):
-    entries = [entry for entry in file.infolist() if not entry.is_dir()]
-    for entry in entries:
-        kind = stat.S_IFMT(entry.external_attr >> 16)
-        if _leads_out(entry.filename) or kind not in (0, stat.S_IFREG):
-            raise CourseError(f"{archive}: its entry {entry.filename!r} is a link or leads out of the folder. Nothing "
-                              "was unpacked. Do not trust this archive: download the set from its own address.")
-        if entry.flag_bits & 1:
-            raise CourseError(f"{archive}: expected an open archive; {entry.filename!r} is encrypted. Nothing was "
-                              "unpacked. Download the set from its own address.")
-    # The sizes may lie, but not to our harm: zipfile stops at the size that is said here, and then finds a wrong CRC.
-    size = sum(entry.file_size for entry in entries)
-    if size > most:
-        raise CourseError(f"{archive}: expected at most {most} bytes when unpacked; it says {size}. Nothing was "
-                          "unpacked. Do not trust this archive: download the set from its own address.")
-    return entries
-
-
-def _write_entries(file, entries, part):
-    shutil.rmtree(part, ignore_errors=True)  # of a killed run
-    part.mkdir(parents=True)
-    _require_room(part, sum(entry.file_size for entry in entries))
-    for entry in entries:
-        target = part.joinpath(*re.split(r"[\\/]", entry.filename))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with file.open(entry) as source, open(target, "wb") as sink:
-            shutil.copyfileobj(source, sink)
-
-
-def write_record(folder):
-    """Write path, bytes and SHA-256 of every visible file below a folder into its files.csv."""
-    folder = Path(folder)
-    with written(folder / RECORD) as part, open(part, "w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(("path", "bytes", "sha256"))
-        for path in sorted(folder.rglob("*")):
-            name = path.relative_to(folder)
-            hidden = any(word.startswith(".") for word in name.parts)
-            ours = path.parent == folder and (_is_archive(path) or path.name == RECORD)
-            if path.is_file() and not hidden and not ours:
-                table.writerow((name.as_posix(), path.stat().st_size, sha256(path)))
-
-
-def check_record(folder):
-    """Compare a folder with its files.csv.
-
-    Raises
-    ------
-    CourseError
-        A file is gone or has another size, or there is no such table.
-    """
-    folder = Path(folder)
-    try:
-        with open(folder / RECORD, encoding="utf-8", newline="") as file:
-            sizes = {row["path"]: int(row["bytes"]) for row in csv.DictReader(file)}
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise CourseError(f"{folder}: its table {RECORD} cannot be read ({error}). Delete the folder and fetch the "
-                          "set again.") from None
-    lost = [path for path, size in sizes.items() if not _is_there(folder / path, size)]
-    if lost:
-        more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
-        raise CourseError(f"{folder}: {', '.join(lost[:3])}{more} of {len(sizes)} files are gone or have another size "
-                          "than when they were fetched. Delete the folder and fetch the set again.")

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from utils import config, download
+from utils import download, kaggle
 from utils.errors import CourseError
 from utils.files import write_text
 from utils.sources import _files
@@ -51,7 +51,7 @@ def plan(run, module):
     if run.raw:
         return None
     source, homes = module.SOURCE, [_home(place, run, module.SOURCE) for place in _files.places(run)]
-    ours = next((home for home in homes if (home / (MARK if source.pins else download.RECORD)).is_file()), None)
+    ours = next((home for home in homes if (home / (MARK if source.pins else kaggle.RECORD)).is_file()), None)
     root = module.find(run, required=False)
     if root and (ours is None or source.pins and root != ours / getattr(module, "TOP", "")):
         return None  # put there by hand, perhaps after a download had failed
@@ -68,8 +68,7 @@ def _github(run, module, home):
     missing = download.missing(pins, paths, home)
     if not missing and _is_complete(home):
         return None
-    # The table knows no size of files over 4 MiB: counted as 4, so the figure is a little low.
-    megabytes = sum(pin.size or 4 * 2**20 for pin in missing) / 1e6
+    megabytes = download.total_size(missing) / 1e6
     text = (f"{module.SOURCE.title}: downloading {len(missing)} files, about {megabytes:.0f} MB, from "
             f"github.com/{pins.repository} (no login) into {home}.")
     return Plan(module.SOURCE, home, paths, text)
@@ -77,8 +76,8 @@ def _github(run, module, home):
 
 def _kaggle(run, module, home):
     source = module.SOURCE
-    if (home / download.RECORD).is_file():
-        download.check_record(home)
+    if (home / kaggle.RECORD).is_file():
+        kaggle.check_record(home)
         return None
     text = (f"{source.title}: downloading about {source.megabytes / 1000:.1f} GB, and as much again unpacked, from "
             f"{source.address} (Kaggle may ask for a free account) into {home}.")
@@ -94,6 +93,7 @@ def carry_out(planned):
         It cannot be had: the reason, and how to get the set by hand.
     """
     source, home = planned.source, planned.folder
+    by_hand = f"\nBy hand: {source.how_to_get} Then run again with RAW=<the folder that you unpacked it into>."
     try:
         if source.pins:
             pins = download.read_pins(PINS / f"{source.name}.csv")
@@ -101,15 +101,14 @@ def carry_out(planned):
             download.fetch(pins, planned.paths, home)
             _mark(home, pins, complete=True)
         else:
-            download.fetch_kaggle(source.kaggle, home, most=4_000_000 * source.megabytes)
+            kaggle.fetch(source.kaggle, home, most=4_000_000 * source.megabytes)
     except CourseError as error:
-        raise CourseError(f"{source.title} cannot be downloaded. {error}\nBy hand: {source.how_to_get} Then run again "
-                          "with RAW=<the folder that you unpacked it into>.") from None
+        raise CourseError(f"{source.title} cannot be downloaded.\n{error}{by_hand if source.pins else ''}") from None
 
 
 def _mark(home, pins, *, complete):
     about = {"repository": pins.repository, "commit": pins.commit, "complete": complete}
-    with download._writing(home):
+    with download.writing(home):
         write_text(home / MARK, json.dumps(about, indent=1) + "\n")
 
 
