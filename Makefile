@@ -1,11 +1,12 @@
 # One command a purpose; `make help` lists them. Only variables on the command line count, never the environment's,
 # and one that the command does not know is refused by name. Values reach Python through the environment: blanks survive.
 
-KNOWN := $(if $(filter course,$(MAKECMDGOALS)),DATASET PROFILE RAW SEED) PYTHON
+KNOWN := $(if $(filter course,$(MAKECMDGOALS)),DATASET PROFILE RAW SEED) \
+         $(if $(filter fetch,$(MAKECMDGOALS)),DATASET PROFILE) PYTHON
 GIVEN := $(foreach v,$(filter-out MAKE% -*,$(.VARIABLES)),$(if $(findstring command,$(origin $v)),$v))
 STRAY := $(filter-out $(KNOWN),$(GIVEN))
 ifneq ($(STRAY),)
-$(error $(firstword $(STRAY)) is not known to make $(MAKECMDGOALS); known are: $(KNOWN))
+$(error $(firstword $(STRAY)) is not known to make $(MAKECMDGOALS); known are: $(strip $(KNOWN)))
 endif
 
 # The value as typed: `value` keeps a dollar sign from being expanded.
@@ -20,15 +21,19 @@ export DATASET PROFILE RAW SEED
 VENV_PYTHON := .venv/bin/python
 RUN_OPTIONS := --dataset="$$DATASET" --profile="$$PROFILE" --raw="$$RAW" --seed="$$SEED"
 
-.PHONY: help course test lab notebooks bench environment values python
+.PHONY: help course fetch test lab notebooks bench environment values python
 .DEFAULT_GOAL := help
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1: /p' Makefile | awk -F': ' '{printf "  make %-10s %s\n", $$1, $$2}'
-	@echo '  course takes DATASET=phantom|darkcovidnet|cohen|radiography|FOLDER PROFILE=fast|full RAW=FOLDER SEED=7'
+	@echo '  fetch takes DATASET=darkcovidnet|cohen|radiography|actualmed|figure1 PROFILE=full|fast'
+	@echo '  course takes DATASET=phantom|darkcovidnet|cohen|radiography|all|FOLDER PROFILE=fast|full RAW=FOLDER SEED=7'
 
 course: values environment ## run every notebook; the report is data/runs/RUN/report.html
 	@$(VENV_PYTHON) -m utils.course run $(RUN_OPTIONS)
+
+fetch: environment ## download a data set, for instance for a class
+	@$(VENV_PYTHON) -m utils.course fetch --dataset="$$DATASET" --profile="$$PROFILE"
 
 test: environment ## prove that the notebooks run and that their results are still right
 	@$(VENV_PYTHON) -m pytest

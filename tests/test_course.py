@@ -296,6 +296,7 @@ def idle(tmp_path_factory):
         (["run", "DATASET=phantom"], "--dataset phantom"),
         (["chek"], "chek"),
         (["notebooks", "--seed", "8"], "--seed"),
+        (["fetch"], "--dataset can be darkcovidnet, cohen, radiography, actualmed, figure1"),
         (["report"], "run the course first"),
     ],
 )

@@ -21,8 +21,6 @@ from utils import kaggle as kaggle_sets
 from utils.errors import CourseError
 
 HANDLE = "owner/chest-set/versions/2"
-# Kaggle
-
 SET = {"chest/a.png": random.Random(1).randbytes(40_000), "chest/b/ü.png": b"b"}
 
 

@@ -29,6 +29,7 @@ def results(work, run, notebook):
         ("darkcovidnet", "darkcovidnet", 242, 1),
         ("cohen", ".", 1546, None),
         ("radiography", "radiography", 1200, 0),
+        ("all", ".", 2036, 6),
     ],
 )
 def test_real_sets_run_through(shared, tmp_path, dataset, raw, images, twins):
@@ -38,6 +39,10 @@ def test_real_sets_run_through(shared, tmp_path, dataset, raw, images, twins):
     data = results(tmp_path, run, "01_data")
     assert data["data.manifest.images"] == images
     assert twins is None or data["data.twins.pairs"] == twins
+    if dataset == "all":  # what the notes on the data counted, whatever the profile draws
+        across = {"ieee8023_darkcovidnet": 62, "ieee8023_radiography": 40, "kermany_radiography": 36,
+                  "darkcovidnet_radiography": 9}  # fmt: skip
+        assert {name: data[f"data.twins.{name}"] for name in across} == across
     assert results(tmp_path, run, "02_preprocessing")["data.split.shared_patients"] == 0
     binary = results(tmp_path, run, "03_binary_cnn")
     assert binary["binary.small_cnn.auroc"] > 0.6  # it does learn; how well is for the contracts

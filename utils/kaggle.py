@@ -28,7 +28,7 @@ _LOGIN = ("Make a free account at https://www.kaggle.com; there, under Settings,
           "~/.kaggle/kaggle.json (or set KAGGLE_USERNAME and KAGGLE_KEY); run again.")
 
 
-def fetch(handle, folder, *, most, limits=None, quiet=False):
+def fetch(handle, folder, *, most, room=0, limits=None, quiet=False):
     """Bring a Kaggle data set into `folder`/<name>, whole or not at all, and write the record of its files.
 
     Parameters
@@ -39,6 +39,8 @@ def fetch(handle, folder, *, most, limits=None, quiet=False):
         A .zip that the user has put here is unpacked instead of a download, and stays.
     most : int
         Bytes that the unpacked set may have.
+    room : int
+        Bytes that must be free before a download starts.
     limits : Limits, optional
         LIMITS when not given. Only tries and pauses: kagglehub has its own time-outs, and none for its first request.
     quiet : bool
@@ -61,6 +63,7 @@ def fetch(handle, folder, *, most, limits=None, quiet=False):
             if archives:
                 unpack(archives[0], folder / name, most=most)
             else:
+                download.require_room(folder, room)
                 _download_kaggle(handle, folder, most, limits or download.LIMITS, quiet)
         with download.writing(folder):
             write_record(folder)  # last: its presence says that all is whole

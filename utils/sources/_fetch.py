@@ -101,7 +101,8 @@ def carry_out(planned):
             download.fetch(pins, planned.paths, home)
             _mark(home, pins, complete=True)
         else:
-            kaggle.fetch(source.kaggle, home, most=4_000_000 * source.megabytes)
+            size = 1_000_000 * source.megabytes
+            kaggle.fetch(source.kaggle, home, most=4 * size, room=2 * size)
     except CourseError as error:
         raise CourseError(f"{source.title} cannot be downloaded.\n{error}{by_hand if source.pins else ''}") from None
 
