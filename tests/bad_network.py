@@ -78,6 +78,7 @@ def _drain(case):
 
 
 def _lock_folder(case):
+    case.monkeypatch.setenv("CXR_DATA_DIR", str(case.home.parent))
     if hasattr(os, "geteuid") and os.geteuid() == 0:  # root may write everywhere but on a read-only disk
         mount(case.home, "ro,size=1m")
     else:

@@ -47,7 +47,10 @@ def undisturbed(work):
 def stage(work):
     """Return how far a killed run came."""
     names = {path.name for path in work.rglob("*")}
-    return "split" if "manifest.json" in names else "cache" if "processed" in names else "download"
+    images = sum(name.endswith(".png") for name in names)
+    if not images:
+        return "nothing in its place"
+    return "split" if "manifest.json" in names else "cache" if "processed" in names else "part of the download"
 
 
 def main(pins, work, trials, seed):

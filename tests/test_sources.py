@@ -171,7 +171,7 @@ def test_default_places(tmp_path, monkeypatch, dataset):
     said = []
     with pytest.raises(CourseError, match="(?s)cannot be downloaded.*reached|cannot be downloaded.*Kaggle") as error:
         sources.fetch(config.start(dataset, "full"), say=said.append)
-    assert said and all(re.search(r"downloading (\d+ files, )?about \d", text) for text in said)
+    assert said and all(re.search(r"downloading (\d+ files, )?(about|at least) \d", text) for text in said)
     assert str(tmp_path / "work" / "raw" / dataset) in str(error.value) and "RAW=" in str(error.value)
     assert "https://" in str(error.value)
     maker, count = MAKERS[dataset]

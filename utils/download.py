@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote, urlsplit
+from uuid import uuid4
 
 from filelock import FileLock, Timeout
 from tqdm import tqdm
@@ -27,6 +28,7 @@ from utils.errors import CourseError
 GITHUB = "https://raw.githubusercontent.com"
 _CHUNK = 1 << 16
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # Windows has no quota error
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 UNKNOWN = 4 * 2**20  # bytes: files above this size have none in the tables, so it stands for theirs
 _PROXY = "Behind a proxy, set HTTPS_PROXY."
 
@@ -38,7 +40,8 @@ class Limits(NamedTuple):
     pause: float = 1.0  # seconds before the second try, doubled each time
     connect: float = 10.0  # seconds without a connection
     read: float = 30.0  # seconds without a byte
-    seconds: float = 300.0  # for one file in all: a server may drip for ever
+    seconds: float = 60.0  # in which some of a file must come: a server may drip for ever
+    least: int = 60_000  # bytes of a file in that time; a slow line with eight files at a time gives more
     most: int = 64 * 2**20  # bytes of a file whose size the table does not know
     workers: int = 8  # files at a time
 
@@ -129,7 +132,9 @@ def total_size(wanted):
 
 
 def is_there(path, size):
-    return path.is_file() and (size is None or path.stat().st_size == size)
+    if not path.is_file():
+        return False
+    return path.stat().st_size == size if size is not None else path.stat().st_size >= UNKNOWN
 
 
 def fetch(pins, paths, folder, *, limits=None, quiet=False):
@@ -178,6 +183,7 @@ class _Fetch:
         self.base = f"{base}/{pins.repository}/{pins.commit}"
         self.host = urlsplit(base).netloc.rpartition("@")[2] or base  # without a password
         self.folder, self.limits, self.name = folder, limits, pins.repository
+        self.parts = folder / ".parts" / uuid4().hex
         self.stop, self.todo, self.done = threading.Event(), queue.SimpleQueue(), queue.SimpleQueue()
 
     def run(self, wanted, *, quiet):
@@ -187,9 +193,9 @@ class _Fetch:
         for pins in same.values():
             self.todo.put(pins)
         with writing(self.folder):
-            (self.folder / ".parts").mkdir(exist_ok=True)
-        # A thread may hang in the network for `read` seconds. A daemon is not waited for, and once `stop` is set it
-        # writes nothing.
+            self.adopt()
+        # A thread may hang in the network for `read` seconds: a daemon is not waited for. When it wakes up, it finds
+        # `stop` set, and no folder of parts.
         count = min(self.limits.workers, len(same))
         threads = [threading.Thread(target=self.work, name="download", daemon=True) for _ in range(count)]
         total = total_size(wanted)
@@ -206,6 +212,15 @@ class _Fetch:
             for thread in threads:
                 if thread.ident:
                     thread.join(max(0, end - time.monotonic()))
+
+    def adopt(self):
+        """Make a folder of parts for this run alone, and take over what earlier runs have left."""
+        self.parts.mkdir(parents=True)
+        for older in self.parts.parent.iterdir():
+            if older != self.parts:
+                for part in older.iterdir():
+                    os.replace(part, self.parts / part.name)
+                older.rmdir()
 
     def next_size(self):
         """Wait for a file and return its size, or raise what stopped it."""
@@ -235,11 +250,11 @@ class _Fetch:
 
     def bring(self, session, pin):
         """Bring one file to its place, with as many tries as allowed; return its size."""
-        part, end = self.folder / ".parts" / pin.blob, time.monotonic() + self.limits.seconds
+        part = self.parts / pin.blob
         for number in range(self.limits.tries):
             try:
                 with writing(self.folder, part):
-                    return self.try_once(session, pin, part, end)
+                    return self.try_once(session, pin, part)
             except _Again as error:
                 failure = error
             last = number + 1 == self.limits.tries
@@ -251,9 +266,11 @@ class _Fetch:
         size = "a file" if pin.size is None else f"{pin.size} bytes"
         return CourseError(f"{pin.path}: expected {size} from {self.host}; {came}")
 
-    def try_once(self, session, pin, part, end):
+    def try_once(self, session, pin, part):
         while True:
-            resumed = self.receive(session, pin, part, end)
+            resumed = self.receive(session, pin, part)
+            if self.stop.is_set():
+                raise _Stopped
             found, size = blob_id(part), part.stat().st_size
             if found == pin.blob:
                 target = self.folder / pin.path
@@ -265,7 +282,7 @@ class _Fetch:
                 raise self.error(pin, f"{size} bytes with another content came (id {found}, expected {pin.blob}), and "
                                       "were thrown away. Something between here and there changes files.")
 
-    def receive(self, session, pin, part, end):
+    def receive(self, session, pin, part):
         """Complete a part, or start it anew; return whether it holds bytes of an earlier try."""
         have = part.stat().st_size if part.exists() else 0
         if have and have >= (self.limits.most if pin.size is None else pin.size):
@@ -273,10 +290,10 @@ class _Fetch:
         with self.ask(session, pin, have) as response:
             resumed = response.status_code == 206
             if response.status_code == 200 or resumed and _starts_at(response, have):
-                self.store(response, pin, part, have if resumed else 0, end)
+                self.store(response, pin, part, have if resumed else 0)
                 return resumed
         part.unlink()  # the server has no such range: without a part the next request asks for none
-        return self.receive(session, pin, part, end)
+        return self.receive(session, pin, part)
 
     def ask(self, session, pin, have):
         import requests
@@ -304,21 +321,27 @@ class _Fetch:
                                   "browser, log in, and run again.")
         return response
 
-    def store(self, response, pin, part, have, end):
+    def store(self, response, pin, part, have):
         import urllib3
 
+        if self.stop.is_set():
+            raise _Stopped
         most = self.limits.most if pin.size is None else pin.size
         size, too_long = have, have + (response.raw.length_remaining or 0) > most
+        slow = _Slow(self.limits, have)
         try:
             with open(part, "ab" if have else "wb") as file:
                 # read1 returns what has come: a server that drips is noticed. `read` would wait for a whole chunk.
                 while not too_long and (data := response.raw.read1(_CHUNK)):
                     if self.stop.is_set():
                         raise _Stopped
-                    if time.monotonic() > end:
-                        raise self.error(pin, f"only {size} came in {self.limits.seconds:g} seconds. {_PROXY}")
                     size, too_long = size + len(data), size + len(data) > most
+                    if slow.is_slow(size):
+                        raise self.error(pin, f"hardly anything comes any more, {size} in all: a slow line, or a server "
+                                              "in trouble.")
                     file.write(b"" if too_long else data)
+                file.flush()
+                os.fsync(file.fileno())  # or a power cut might leave an empty file with a good name
         except urllib3.exceptions.HTTPError as error:
             raise _Again(f"the transfer broke off after {size} bytes ({type(error).__name__})") from None
         if too_long:
@@ -326,6 +349,21 @@ class _Fetch:
             raise self.error(pin, f"more than {most} came, and were thrown away.")
         if size < (pin.size or 0) and response.raw.length_remaining is None:  # no length was announced
             raise _Again(f"the transfer ended after {size} bytes")
+
+
+class _Slow:
+    """Tells when too little of a file has come in a while."""
+
+    def __init__(self, limits, size):
+        self.limits, self.size, self.end = limits, size, time.monotonic() + limits.seconds
+
+    def is_slow(self, size):
+        if time.monotonic() < self.end:
+            return False
+        if size - self.size < self.limits.least:
+            return True
+        self.size, self.end = size, time.monotonic() + self.limits.seconds
+        return False
 
 
 def _starts_at(response, have):
@@ -348,10 +386,12 @@ def writing(folder, *leftovers):
         yield
     except OSError as error:
         if error.errno not in _FULL:
-            raise CourseError(
-                f"{folder}: cannot be written ({error.strerror or error}). Ask whoever manages the shared folder to "
-                "fetch the set first, or unset CXR_DATA_DIR: the set then goes to the course's own folder."
-            ) from None
+            advice = "Mend that, and run again."
+            if error.errno in _FORBIDDEN and os.environ.get("CXR_DATA_DIR"):
+                advice = ("Ask whoever manages the shared folder to fetch the set first, or unset CXR_DATA_DIR: the set "
+                          "then goes to the course's own folder.")  # fmt: skip
+            place = error.filename or folder
+            raise CourseError(f"{place}: cannot be written ({error.strerror or error}). {advice}") from None
         for path in leftovers:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         raise CourseError(f"{folder}: the disk is full. Make room, and run again.") from None
@@ -365,7 +405,7 @@ def locked(folder):
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            logging.getLogger(__name__).info("Another run is downloading into %s: waiting for it.", folder)
+            logging.getLogger(__name__).warning("Another run is downloading into %s: waiting for it.", folder)
             lock.acquire()
     try:
         yield

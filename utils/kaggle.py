@@ -28,7 +28,7 @@ _LOGIN = ("Make a free account at https://www.kaggle.com; there, under Settings,
           "~/.kaggle/kaggle.json (or set KAGGLE_USERNAME and KAGGLE_KEY); run again.")
 
 
-def fetch(handle, folder, *, most, room=0, limits=None, quiet=False):
+def fetch(handle, folder, *, most, room=0, is_set=None, limits=None, quiet=False):
     """Bring a Kaggle data set into `folder`/<name>, whole or not at all, and write the record of its files.
 
     Parameters
@@ -41,6 +41,8 @@ def fetch(handle, folder, *, most, room=0, limits=None, quiet=False):
         Bytes that the unpacked set may have.
     room : int
         Bytes that must be free before a download starts.
+    is_set : callable, optional
+        Path -> bool: is this folder the set? Some folder of what was unpacked must be.
     limits : Limits, optional
         LIMITS when not given. Only tries and pauses: kagglehub has its own time-outs, and none for its first request.
     quiet : bool
@@ -56,24 +58,43 @@ def fetch(handle, folder, *, most, room=0, limits=None, quiet=False):
         return
     with download.locked(folder):
         if not (folder / name).is_dir():
-            archives = [path for path in sorted(folder.iterdir()) if _is_archive(path)]
-            if len(archives) > 1:
-                raise CourseError(f"{folder}: expected one .zip; found {', '.join(path.name for path in archives)}. "
+            found = archives(folder)
+            if len(found) > 1:
+                raise CourseError(f"{folder}: expected one .zip; found {', '.join(path.name for path in found)}. "
                                   "Leave the one of this set there, and run again.")
-            if archives:
-                unpack(archives[0], folder / name, most=most)
+            if found:
+                new = folder / ".new"
+                shutil.rmtree(new, ignore_errors=True)  # of a killed run
+                unpack(found[0], new, most=most)
+                _settle(new, folder / name, is_set, found[0])
             else:
                 download.require_room(folder, room)
-                _download_kaggle(handle, folder, most, limits or download.LIMITS, quiet)
+                _download_kaggle(handle, folder, most, is_set, limits or download.LIMITS, quiet)
         with download.writing(folder):
             write_record(folder)  # last: its presence says that all is whole
+
+
+def archives(folder):
+    """Return the .zip files that a user has put into a folder, sorted."""
+    return [path for path in sorted(Path(folder).glob("*")) if _is_archive(path)]
+
+
+def _settle(new, target, is_set, archive):
+    """Move what was unpacked into its place, if it is the set."""
+    folders = [new, *(path for path in sorted(new.rglob("*")) if path.is_dir())]
+    if is_set and not any(map(is_set, folders)):
+        held = ", ".join(sorted(path.name for path in new.iterdir())[:5])
+        shutil.rmtree(new)
+        raise CourseError(f"{archive}: expected the set {target.name}; it holds {held or 'nothing'}. Nothing of it was "
+                          "kept. Put the right one in its place, or delete it, and run again.")
+    os.replace(new, target)
 
 
 def _is_archive(path):
     return path.suffix.lower() == ".zip" and not path.name.startswith(".")
 
 
-def _download_kaggle(handle, folder, most, limits, quiet):
+def _download_kaggle(handle, folder, most, is_set, limits, quiet):
     cache, by_hand = folder / ".kaggle", _kaggle_by_hand(handle, folder)
     with download.writing(folder, cache), _quiet_kagglehub(cache, quiet):
         found = _ask_kaggle(handle, cache, by_hand, limits)
@@ -81,7 +102,7 @@ def _download_kaggle(handle, folder, most, limits, quiet):
         if size > most:
             shutil.rmtree(cache)
             raise CourseError(f"{handle}: expected at most {most} bytes; {size} came, and were deleted.{by_hand}")
-        os.replace(found, folder / handle.split("/")[1])
+        _settle(found, folder / handle.split("/")[1], is_set, handle)
         shutil.rmtree(cache)
 
 

@@ -60,9 +60,9 @@ class Loaded(NamedTuple):
     sources : tuple of Source
         One for `darkcovidnet`, two for `cohen`, ...
     twins : pandas.DataFrame
-        DATASET=all: pairs that show the same picture, among all files found. path_first, path_second, set_first,
-        set_second, label_first, label_second, correlation (of thumbnails; NaN where only the names agree), by
-        ("pixels" or "file name"). Of a pair of two sets only the first is in the manifest. Else empty.
+        DATASET=all: pairs that show the same picture, among all files found, the one nearer to its origin first.
+        path_first, path_second, set_first, set_second, label_first, label_second, correlation (of thumbnails; NaN
+        where only the names agree), by ("pixels" or "file name"). Else empty.
     external : pandas.DataFrame
         DATASET=all: the manifest of the external sets, which are never trained on. Else empty.
     """
@@ -103,7 +103,7 @@ def load(run, *, say=_log.info):
     >>> loaded.manifest.label.value_counts()  # doctest: +SKIP
     """
     fetch(run, say=say)
-    selection = _read(run)
+    selection = _read(run, say)
     selection.require_any()
     if run.dataset != "phantom" and run.settings.images_per_label is not None:
         special = selection.sources[0].fast_images_per_label if len(selection.sources) == 1 else None
@@ -129,17 +129,21 @@ def fetch(run, *, say=_log.info):
         The set is missing and cannot be downloaded, or has another layout.
     """
     sets = _SETS.get(run.dataset, ())
-    plans = [plan for plan in (_fetch.plan(run, module) for module in sets) if plan]
+    plans = [plan for plan in (_fetch.plan(run, module) for module in sets) if plan] if not run.raw else []
     for plan in plans:
         say(plan.text)
-    for plan in sorted(plans, key=lambda plan: plan.source.pins):  # Kaggle first: what may fail for want of a login
+    for plan in sorted(plans, key=lambda plan: plan.module.SOURCE.pins):  # Kaggle first: it may want a login
         _fetch.carry_out(plan)
-    for module in sets or (_MODULES.get(run.dataset, folder),):
-        module.find(run)
+    for module in sets:
+        _fetch.require_whole(run, module, module.find(run))
+    if not sets:
+        _MODULES.get(run.dataset, folder).find(run)
 
 
-def _read(run):
+def _read(run, say):
     sets = _SETS.get(run.dataset)
+    if run.dataset == "all":
+        return every.read(run, say=say)
     if not sets:
         return _MODULES.get(run.dataset, folder).read(run)
     parts = [module.select(module.find(run)) for module in sets]

@@ -1,11 +1,11 @@
 """What of a data set is missing on this computer, and bringing it here from where its authors publish it.
 
 Only sets that nobody has put there by hand are downloaded: a folder that RAW names, or one that was unpacked where the
-course looks, is taken as it is. A GitHub set that the course has downloaded itself holds `download.json`.
+course looks, is taken as it is. What the course has fetched itself it knows by a file there, `download.json` (GitHub) or
+`files.csv` (Kaggle), and never takes for more than it is: it is compared with what should be there whenever it is used.
 """
 
 import json
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +13,6 @@ from utils import download, kaggle
 from utils.errors import CourseError
 from utils.files import write_text
 from utils.sources import _files
-from utils.sources._selection import Source
 
 PINS = Path(__file__).with_name("pins")
 MARK = "download.json"
@@ -24,7 +23,8 @@ class Plan(NamedTuple):
 
     Attributes
     ----------
-    source : Source
+    module : module
+        Of the set.
     folder : pathlib.Path
         Where it goes.
     paths : list of str
@@ -33,7 +33,7 @@ class Plan(NamedTuple):
         What will happen, in a line: how much, from where, what it needs.
     """
 
-    source: Source
+    module: object
     folder: Path
     paths: list
     text: str
@@ -45,43 +45,91 @@ def plan(run, module):
     Parameters
     ----------
     run : utils.config.Run
+        Without `raw`.
     module : module
-        Of a set, with `SOURCE` and `find`.
+        Of a set, with `SOURCE`, `find`, `is_root`, and perhaps `wanted`.
     """
-    if run.raw:
-        return None
-    source, homes = module.SOURCE, [_home(place, run, module.SOURCE) for place in _files.places(run)]
-    ours = next((home for home in homes if (home / (MARK if source.pins else kaggle.RECORD)).is_file()), None)
     root = module.find(run, required=False)
-    if root and (ours is None or source.pins and root != ours / getattr(module, "TOP", "")):
-        return None  # put there by hand, perhaps after a download had failed
-    return (_github if source.pins else _kaggle)(run, module, ours or homes[0])
+    homes = [_home(place, module) for place in _files.places(run)]
+    if not root:
+        home = next((home for home in homes if (home / _note(module)).is_file()), homes[0])
+        return (_github if module.SOURCE.pins else _kaggle)(run, module, home)
+    home = _fetched(module, root)
+    if home and module.SOURCE.pins and _missing(run, module, home):
+        return _github(run, module, home)
+    require_whole(run, module, root)
+    return None
 
 
-def _home(place, run, source):
-    return place if place.name == source.name else place / source.name
+def require_whole(run, module, root):
+    """Check a set that lies on this computer: what the course has fetched there must hold all that the run uses.
+
+    Raises
+    ------
+    CourseError
+        Files are missing: gone since, never finished, or fetched for the fast profile alone.
+    """
+    home = _fetched(module, root)
+    if home is None:  # put there by hand
+        return
+    if not module.SOURCE.pins:
+        kaggle.check_record(home)
+        return
+    missing = _missing(run, module, home)
+    if missing:
+        raise CourseError(f"{home}: {len(missing)} of the {len(_wanted(run, module))} files that PROFILE={run.profile} "
+                          f"uses are not there, {missing[0].path} among them: the course has fetched this folder for "
+                          "another profile, or not to the end, or they were deleted. "
+                          f"`make fetch DATASET={_dataset(module)} PROFILE={run.profile}` brings them.")
+
+
+def _note(module):
+    return MARK if module.SOURCE.pins else kaggle.RECORD
+
+
+def _home(place, module):
+    return place if place.name == module.SOURCE.name else place / module.SOURCE.name
+
+
+def _fetched(module, root):
+    """Return the folder that the course has fetched the set in `root` into, or None."""
+    depth = len(Path(module.SOURCE.top).parts) if module.SOURCE.pins else 3  # archives have folders of their own
+    above = [root, *root.parents][: depth + 1]
+    return next((folder for folder in above if (folder / _note(module)).is_file()), None)
+
+
+def _pins(module):
+    return download.read_pins(PINS / f"{module.SOURCE.name}.csv")
+
+
+def _wanted(run, module):
+    paths = _pins(module).files
+    return module.wanted(run, paths) if hasattr(module, "wanted") else list(paths)
+
+
+def _missing(run, module, home):
+    return download.missing(_pins(module), _wanted(run, module), home)
+
+
+def _dataset(module):
+    return "cohen" if module.SOURCE.name in ("ieee8023", "kermany") else module.SOURCE.name
 
 
 def _github(run, module, home):
-    pins = download.read_pins(PINS / f"{module.SOURCE.name}.csv")
-    paths = module.wanted(run, pins.files) if hasattr(module, "wanted") else list(pins.files)
-    missing = download.missing(pins, paths, home)
-    if not missing and _is_complete(home):
-        return None
-    megabytes = download.total_size(missing) / 1e6
-    text = (f"{module.SOURCE.title}: downloading {len(missing)} files, about {megabytes:.0f} MB, from "
-            f"github.com/{pins.repository} (no login) into {home}.")
-    return Plan(module.SOURCE, home, paths, text)
+    missing = _missing(run, module, home)
+    about = "at least" if any(pin.size is None for pin in missing) else "about"
+    text = (f"{module.SOURCE.title}: downloading {len(missing)} files, {about} "
+            f"{download.total_size(missing) / 1e6:.0f} MB, from github.com/{_pins(module).repository} (no login) into "
+            f"{home}.")
+    return Plan(module, home, _wanted(run, module), text)
 
 
 def _kaggle(run, module, home):
-    source = module.SOURCE
-    if (home / kaggle.RECORD).is_file():
-        kaggle.check_record(home)
-        return None
-    text = (f"{source.title}: downloading about {source.megabytes / 1000:.1f} GB, and as much again unpacked, from "
-            f"{source.address} (Kaggle may ask for a free account) into {home}.")
-    return Plan(source, home, [], text)
+    source, archives = module.SOURCE, kaggle.archives(home)
+    if archives:
+        return Plan(module, home, [], f"{source.title}: unpacking {archives[0].name} in {home}.")
+    return Plan(module, home, [], f"{source.title}: downloading about {source.megabytes / 1000:.1f} GB, and as much again "
+                                  f"unpacked, from {source.address} (Kaggle may ask for a free account) into {home}.")
 
 
 def carry_out(planned):
@@ -92,36 +140,17 @@ def carry_out(planned):
     CourseError
         It cannot be had: the reason, and how to get the set by hand.
     """
-    source, home = planned.source, planned.folder
-    by_hand = f"\nBy hand: {source.how_to_get} Then run again with RAW=<the folder that you unpacked it into>."
+    module, home, source = planned.module, planned.folder, planned.module.SOURCE
+    by_hand = f"\nBy hand: {source.how_to_get} Then run the course with RAW=<a folder that holds it>."
     try:
         if source.pins:
-            pins = download.read_pins(PINS / f"{source.name}.csv")
-            _mark(home, pins, complete=False)
+            pins = _pins(module)
+            note = json.dumps({"repository": pins.repository, "commit": pins.commit}, indent=1) + "\n"
+            with download.writing(home):
+                write_text(home / MARK, note)
             download.fetch(pins, planned.paths, home)
-            _mark(home, pins, complete=True)
         else:
             size = 1_000_000 * source.megabytes
-            kaggle.fetch(source.kaggle, home, most=4 * size, room=2 * size)
+            kaggle.fetch(source.kaggle, home, most=4 * size, room=2 * size, is_set=module.is_root)
     except CourseError as error:
         raise CourseError(f"{source.title} cannot be downloaded.\n{error}{by_hand if source.pins else ''}") from None
-
-
-def _mark(home, pins, *, complete):
-    about = {"repository": pins.repository, "commit": pins.commit, "complete": complete}
-    with download.writing(home):
-        write_text(home / MARK, json.dumps(about, indent=1) + "\n")
-
-
-def _is_complete(home):
-    return json.loads((home / MARK).read_text(encoding="utf-8"))["complete"] if (home / MARK).is_file() else False
-
-
-def unfinished(run):
-    """Return the folders below the places of a run whose download has not ended."""
-    found = []
-    for place in _files.places(run):
-        for folder, _, names in os.walk(place):
-            if MARK in names and not _is_complete(Path(folder)):
-                found.append(Path(folder))
-    return found

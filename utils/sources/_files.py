@@ -169,7 +169,7 @@ def _elsewhere(run, source, there, wanted):
 def _twice(run, source, found):
     copies = ", ".join(str(path) for path in found)
     return (f"DATASET={run.dataset}: found {len(found)} times, expected once: {source.title}, in {copies}. "
-            "Point RAW at one of these folders, or move the others away.")
+            f"{'Move' if run.dataset == 'all' else 'Point RAW at one of these folders, or move'} the others away.")
 
 
 def contents(folder, most=8):

@@ -33,6 +33,7 @@ class Source(NamedTuple):
     how_to_get: str  # a sentence or two
     fast_images_per_label: int | None = None  # the cap in the fast profile where it is not the profile's
     pins: bool = False  # a GitHub set: pins/<name>.csv lists its files at one commit
+    top: str = ""  # the set's folder inside that repository
     kaggle: str = ""  # a Kaggle set: owner/name/versions/N
     megabytes: int = 0  # of the Kaggle archive, about
 
@@ -111,7 +112,7 @@ class Selection:
         if self.rows.empty:
             lost = "; ".join(f"{step}: {dropped}" for step, _, dropped, _ in self.steps if dropped)
             raise CourseError(f"No image of {self.root} is left; left out: {lost or 'none, it has no file'}. "
-                              "Unpack the data set again, whole.")
+                              "Unpack the data set again, whole, or move it away.")
 
     def draw(self, cap):
         """Keep whole patients until every label has about `cap` images, or all that it has.

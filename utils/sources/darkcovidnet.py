@@ -41,9 +41,9 @@ SOURCE = Source(
                "unpack it.",
     fast_images_per_label=80,
     pins=True,
+    top="X-Ray Image DataSet",
 )
 FOLDERS = {"Covid-19": "COVID-19", "No_findings": "Normal", "Pneumonia": "Pneumonia"}
-TOP = "X-Ray Image DataSet"  # what the repository calls the folder of the class folders
 TABLE = Path(__file__).with_name("darkcovidnet_covid.csv")
 
 
@@ -82,8 +82,8 @@ def wanted(run, paths):
     list of str
         The same images as from a whole download.
     """
-    in_set = {PurePosixPath(path).relative_to(TOP).as_posix(): path for path in paths if path.startswith(TOP + "/")}
-    selection = Selection(Path(TOP), _rows(in_set), sources=(SOURCE,))
+    in_set = {path.removeprefix(f"{SOURCE.top}/"): path for path in paths if path.startswith(f"{SOURCE.top}/")}
+    selection = Selection(Path(SOURCE.top), _rows(in_set), sources=(SOURCE,))
     selection.drop_views(FRONTAL)
     if run.settings.images_per_label is not None:
         selection.draw(SOURCE.fast_images_per_label)

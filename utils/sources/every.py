@@ -3,7 +3,9 @@
 Public sets copy from each other, so joining them brings the same picture in twice, perhaps with two labels, perhaps on
 both sides of a split. Twins are searched among *all* files found, before any filter, by their pixels
 (`utils.splits.find_twins`) and by their names: DarkCovidNet kept the file names of ieee8023's collection, and half of
-its copies are cropped, which comparing pixels does not see. Of twins the image of the set nearer to the origin stays.
+its copies are cropped, which comparing pixels does not see. Of twins the image of the set nearer to the origin stays. An
+image that was left out there for its view or because it is no X-ray takes its copies along; one without a usable label
+leaves them.
 
 The external sets (Actualmed, Figure 1) are found and read as well, but kept apart: they are never trained on.
 """
@@ -32,9 +34,6 @@ _ORDER = [module.SOURCE.name for module in TRAINING + EXTERNAL]
 
 def find(run):
     """Return {module: folder} of the sets that are there; with none to train on raise a CourseError."""
-    for folder in _fetch.unfinished(run):
-        raise CourseError(f"DATASET=all: the download in {folder} has not ended. Run the course with DATASET="
-                          f"{folder.name} to go on with it, or delete the folder.")
     there = [(module, module.find(run, required=False)) for module in TRAINING + EXTERNAL]
     roots = {module: root for module, root in there if root}
     if not any(module in TRAINING for module in roots):
@@ -42,12 +41,16 @@ def find(run):
         names = ", ".join(module.SOURCE.name for module in TRAINING)
         raise CourseError(f"DATASET=all: none of the known sets ({names}) lies in {looked}, at any depth. Name the "
                           "folder that holds them with RAW, or run the course with one of them first: it downloads.")
+    for module, root in roots.items():
+        _fetch.require_whole(run, module, root)
     return roots
 
 
-def read(run):
+def read(run, *, say):
     """Return the Selection of all sets, with `twins` and `external`, see `utils.sources.Loaded`."""
     whole = _selection.join([module.select(root) for module, root in find(run).items()])
+    say(f"{len(whole.sources)} sets found. Comparing all their {len(whole.found)} images; the first time every file must "
+        "be decoded, which takes a minute for ten to thirty thousand.")
     whole.twins = _twins(whole, run.pixels)
     _drop_twins(whole)
     outside = whole.rows["set"].isin([module.SOURCE.name for module in EXTERNAL])
@@ -64,6 +67,8 @@ def _twins(whole, folder):
     found = found[[_files.not_an_image(whole.root / path) is None for path in found.path]]
     found = whole.with_hashes(found.reset_index(drop=True))
     cache = images.cached(whole.root, found, None, folder)
+    whole.drop("files that cannot be read", "cut off or damaged: nothing to look at",
+               whole.rows.path.map(dict(zip(cache.skipped.path, cache.skipped.reason))))
     found = found[cache.readable].reset_index(drop=True)
     pixels = splits.find_twins(cache.thumbnails)
     names = _namesakes(found)
@@ -86,13 +91,14 @@ def _namesakes(found):
 
 
 def _drop_twins(whole):
-    """Leave out each image that has a twin in a set nearer to the origin, as long as that one is left itself."""
+    """Leave out each image that has a twin in a set nearer to the origin, unless that one was left out for its label."""
     across = whole.twins[whole.twins["set_first"] != whole.twins["set_second"]]
-    stays, reasons = set(whole.rows.path), {}
-    for name in _ORDER[1:]:
+    skipped = pd.concat(whole.skipped)
+    no_chest = skipped[skipped.reason.str.startswith(("view", "modality"))]
+    stands, reasons = set(whole.rows.path) | set(no_chest.path), {}
+    for name in _ORDER[1:]:  # a twin that was dropped as another's twin stands for that one
         for pair in across[across["set_second"] == name].itertuples():
-            # A twin that was dropped as another's twin stands for that one, which is left.
-            if pair.path_second in stays and (pair.path_first in stays or pair.path_first in reasons):
+            if pair.path_first in stands:
                 reasons.setdefault(pair.path_second, f"the same picture as {pair.path_first} ({pair.by})")
     whole.drop("twins across sets", "one picture counts once: the copy in the set nearer to the origin stays",
                whole.rows.path.map(reasons))
