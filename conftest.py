@@ -19,7 +19,7 @@ def pytest_configure(config):
     for name in ("CXR_DATA_DIR", "KERAS_HOME"):
         os.environ.pop(name, None)
     # Nor the network: what a test does not serve itself, nobody answers.
-    os.environ.update(CXR_MIRROR="http://127.0.0.1:9", KAGGLE_API_ENVIRONMENT="LOCALHOST")
+    os.environ.update(CXR_MIRROR="http://127.0.0.1:9", KAGGLE_API_ENVIRONMENT="LOCALHOST", CXR_QUIET="1")
 
 
 def pytest_unconfigure(config):

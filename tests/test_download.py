@@ -137,7 +137,8 @@ def test_pins_need_their_commit_and_ids(tmp_path):
 # GitHub
 
 
-def test_everything_comes_once_and_no_part_stays(server, tmp_path, capfd):
+def test_everything_comes_once_and_no_part_stays(server, tmp_path, capfd, monkeypatch):
+    monkeypatch.delenv("CXR_QUIET")
     download.fetch(PINS, PINS.files, tmp_path / "new")
     assert contents(tmp_path / "new") == FILES
     assert sorted(server.requests) == sorted((path, None) for path in FILES)

@@ -62,6 +62,62 @@ def test_several_classes_add_up_to_one():
     assert model.predict(np.zeros((2, 32, 32, 2), np.uint8), verbose=0).sum(axis=1) == pytest.approx([1, 1])
 
 
+def test_a_rare_class_counts_as_much_when_balanced():
+    assert training.class_weights([0] * 9 + [1] * 3) == {0: 12 / 18, 1: 2.0}
+    pixels, targets = blobs(300, seed=4)
+    rare = np.flatnonzero((targets == 0) | (np.arange(300) % 20 == 1))
+    called = {}
+    for balanced in (False, True):
+        model = models.small_cnn((32, 32, 1), seed=3, widths=(8, 16))
+        training.fit(model, (pixels[rare], targets[rare]), epochs=3, seed=3, balanced=balanced)
+        called[balanced] = model.predict(pixels[targets == 1], verbose=0).mean()
+    assert called[True] > called[False] + 0.1
+
+
+def test_training_stops_when_it_gets_no_better_and_keeps_the_best():
+    train, validation = blobs(40, seed=1), blobs(40, seed=2)
+    noise = np.random.default_rng(0).permutation(validation[1])
+    model = models.small_cnn((32, 32, 1), seed=3, widths=(8,))
+    history = training.fit(model, train, (validation[0], noise), epochs=30, seed=3, patience=2)
+    best = history["val_loss"].idxmin()
+    assert len(history) == best + 2 < 30
+    kept = model.evaluate(validation[0], noise, verbose=0, return_dict=True)
+    assert kept["loss"] == pytest.approx(history["val_loss"].min(), rel=1e-4)
+
+
+@pytest.mark.parametrize("part", ["training", "validation"])
+def test_a_class_that_is_missing_in_a_part_is_said(part):
+    good, (pixels, targets) = blobs(20, seed=1), blobs(20, seed=2)
+    parts = {"training": good, "validation": good, part: (pixels[targets == 0], targets[targets == 0])}
+    with pytest.raises(CourseError, match=f"The {part} images should show all 2 classes; class number 1 is missing"):
+        training.fit(models.small_cnn((32, 32, 1), seed=3), parts["training"], parts["validation"], epochs=1, seed=1)
+
+
+def test_a_loss_that_is_no_number_stops_with_advice():
+    with pytest.raises(CourseError, match="no longer a number.*a tenth"):
+        training.fit(models.small_cnn((32, 32, 1), seed=3, widths=(8,)), blobs(64, seed=1), epochs=9, seed=3, rate=np.nan)
+
+
+def test_fewer_images_than_a_batch_are_one_batch():
+    history = training.fit(models.small_cnn((32, 32, 1), seed=3, widths=(8,)), blobs(6, seed=1), epochs=2, seed=3)
+    assert len(history) == 2 and history["loss"].notna().all()
+
+
+def test_a_progress_bar_for_a_person_and_none_for_a_machine(capfd, monkeypatch):
+    for quiet, shown in (("1", False), ("", True)):
+        monkeypatch.setenv("CXR_QUIET", quiet)
+        training.fit(models.small_cnn((32, 32, 1), seed=3, widths=(8,)), blobs(6, seed=1), epochs=2, seed=3)
+        assert ("epoch" in capfd.readouterr().err) == shown
+
+
+def test_shear_leans_upright_lines_and_keeps_level_ones():
+    cross = np.zeros((60, 65, 65, 1), np.uint8)
+    cross[:, :, 31:34], cross[:, 31:34, :] = 255, 255
+    leaning = pipeline.Augmentation(degrees=0, zoom=0, shift=0, shear=20, mirror=False)(tf.constant(cross), seed=(1, 1))
+    upright, level = leaning.numpy()[:, 4, :, 0].argmax(axis=1), leaning.numpy()[:, :, 4, 0].argmax(axis=1)
+    assert np.ptp(upright) > 8 and np.ptp(level) == 0
+
+
 def batch(seed, count=1, **options):
     pixels, targets = blobs(64, seed=1)
     stream = pipeline.batches(pixels, targets, seed=seed, size=16, **options)

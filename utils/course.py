@@ -184,6 +184,7 @@ def _kernels():
         if os.environ.get(name):  # a kernel starts in notebooks/, where a relative path would mean another
             os.environ[name] = os.path.abspath(os.environ[name])
     os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
+    os.environ["CXR_QUIET"] = "1"  # no progress bars inside the notebooks: they would be stored
     os.environ.pop("MPLBACKEND", None)  # a server's Agg would leave the notebooks without figures
     for name in ("papermill", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)  # we say ourselves what went wrong

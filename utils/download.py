@@ -150,7 +150,7 @@ def fetch(pins, paths, folder, *, limits=None, quiet=False):
     limits : Limits, optional
         LIMITS when not given.
     quiet : bool
-        No progress bar.
+        No progress bar; `$CXR_QUIET` has the same effect.
 
     Raises
     ------
@@ -199,7 +199,8 @@ class _Fetch:
         count = min(self.limits.workers, len(same))
         threads = [threading.Thread(target=self.work, name="download", daemon=True) for _ in range(count)]
         total = total_size(wanted)
-        bar = tqdm(total=total, desc=self.name, unit="B", unit_scale=True, leave=False, disable=quiet)
+        bar = tqdm(total=total, desc=self.name, unit="B", unit_scale=True, leave=False,
+                   disable=quiet or bool(os.environ.get("CXR_QUIET")))
         try:
             for thread in threads:
                 thread.start()

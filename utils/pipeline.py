@@ -47,7 +47,7 @@ def batches(pixels, targets, *, seed, size=32, augmentation=None):
 
 
 class Augmentation:
-    """Random rotation, zoom, shift and mirror image, as one affine map and so one interpolation.
+    """Random rotation, zoom, shift, shear and mirror image, as one affine map and so one interpolation.
 
     Parameters
     ----------
@@ -57,13 +57,15 @@ class Augmentation:
         Larger or smaller by up to this share.
     shift : float
         Moved by up to this share of a side.
+    shear : float
+        Degrees by which upright lines may lean.
     mirror : bool
         Mirror half of the images. A mirrored chest has its heart on the wrong side: it helps small sets, and it
         is doubtful wherever side matters.
     """
 
-    def __init__(self, *, degrees=8.0, zoom=0.08, shift=0.05, mirror=True):
-        self.degrees, self.zoom, self.shift, self.mirror = degrees, zoom, shift, mirror
+    def __init__(self, *, degrees=8.0, zoom=0.08, shift=0.05, shear=0.0, mirror=True):
+        self.degrees, self.zoom, self.shift, self.shear, self.mirror = degrees, zoom, shift, shear, mirror
 
     def __call__(self, images, *, seed):
         """Augment a batch.
@@ -81,12 +83,16 @@ class Augmentation:
             Same shape and dtype; what comes in from outside is black.
         """
         count, side = tf.shape(images)[0], tf.cast(tf.shape(images)[1], tf.float32)
-        draw = tf.random.stateless_uniform((5, count), tf.cast(seed, tf.int64), -1.0, 1.0)
+        seed = tf.cast(seed, tf.int64)
+        draw = tf.random.stateless_uniform((5, count), seed, -1.0, 1.0)
+        lean = tf.random.stateless_uniform((count,), seed + 1, -1.0, 1.0)
+        lean = tf.tan(lean * (self.shear * np.pi / 180))
         angle = draw[0] * (self.degrees * np.pi / 180)
         scale = 1 / (1 + draw[1] * self.zoom)
         sign = tf.where((draw[2] > 0) & self.mirror, -1.0, 1.0)
-        a, b = scale * tf.cos(angle) * sign, -scale * tf.sin(angle)
-        c, d = scale * tf.sin(angle) * sign, scale * tf.cos(angle)
+        cos, sin = scale * tf.cos(angle), scale * tf.sin(angle)
+        a, b = cos * sign, cos * lean - sin
+        c, d = sin * sign, sin * lean + cos
         middle = (side - 1) / 2  # turn about the centre, not about the corner
         x = middle - (a + b) * middle + draw[3] * self.shift * side
         y = middle - (c + d) * middle + draw[4] * self.shift * side
