@@ -138,7 +138,7 @@ def classifier(name, *, size=32):
 
 def test_it_learns_what_can_be_learned():
     model = classifier("PhantomNet")
-    training.fit(model, blobs(128, seed=1), epochs=3, seed=3)
+    training.fit(model, blobs(256, seed=1), epochs=6, seed=3)
     pixels, targets = blobs(100, seed=5)
     assert ((model.predict(pixels, verbose=0)[:, 0] > 0.5) == targets).mean() > 0.9
 
@@ -206,7 +206,7 @@ def test_features_are_computed_once(tmp_path, monkeypatch):
         np.testing.assert_array_equal(features, first)
     assert cached(model, "abd")[1] == 1 and cached(built("MobileNet", 1))[1] == 1
     assert cached(backbones.build("PhantomNet", (SIDE, SIDE, 1), weights="none", seed=4))[1] == 1
-    assert sorted({path.name.split("-")[0] for path in (tmp_path / "features").iterdir()}) == ["MobileNet", "PhantomNet"]
+    assert {path.name.split("-")[0] for path in (tmp_path / "features").iterdir()} == {"MobileNet", "PhantomNet"}
 
 
 def test_damaged_features_are_computed_anew(tmp_path):
@@ -244,12 +244,10 @@ def test_weights_come_from_a_file(name, weights):
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("name", SMALL)
-@pytest.mark.parametrize("of", SMALL)
+@pytest.mark.parametrize("name, of", list(zip(SMALL, SMALL[1:] + SMALL[:1])))
 def test_weights_of_another_network_are_refused(name, of, weights):
-    if name != of:
-        with pytest.raises(CourseError, match=f"{of}.weights.h5 is damaged, or not of {name}"):
-            load(name, weights / f"{of}.weights.h5")
+    with pytest.raises(CourseError, match=f"{of}.weights.h5 is damaged, or not of {name}"):
+        load(name, weights / f"{of}.weights.h5")
 
 
 def test_damaged_or_partial_weights_are_refused(weights, tmp_path):
@@ -296,7 +294,7 @@ silent = socket.create_server(("127.0.0.1", 0))
 backbones.TIMEOUT = 1
 told, messages = io.StringIO(), []
 with contextlib.redirect_stdout(told):
-    for name, port in (("MobileNet", 9), ("DenseNet121", 9), ("MobileNetV2", silent.getsockname()[1])):
+    for name, port in (("MobileNet", 9), ("MobileNetV2", silent.getsockname()[1])):
         os.environ["https_proxy"] = f"http://127.0.0.1:{port}"
         urllib.request.install_opener(None)
         try:
@@ -314,13 +312,13 @@ def test_offline_without_imagenet_weights_the_ways_out_are_named(tmp_path):
     done = subprocess.run([sys.executable, "-c", OFFLINE], cwd=config.ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     messages, told, timeout = json.loads(done.stdout)
-    assert len(messages) == 3 and told == "" and timeout is None
-    for name, message in zip(("MobileNet", "DenseNet121", "MobileNetV2"), messages):
+    assert len(messages) == 2 and told == "" and timeout is None
+    for name, message in zip(("MobileNet", "MobileNetV2"), messages):
         path = tmp_path / "models" / backbones.BACKBONES[name].file
         assert f"ImageNet weights of {name} are not at {path}" in message
         assert f"/{path.name}: " in message  # Keras wanted that very file
         assert "KERAS_HOME" in message and 'PhantomNet with weights="phantom"' in message
-    assert "timed out" in messages[2]
+    assert "timed out" in messages[1]
 
 
 @pytest.fixture
@@ -336,7 +334,7 @@ def keras_home(monkeypatch):
 def test_imagenet_weights_come_from_the_cache_at_any_size(name, side, keras_home, recwarn):
     model = backbones.build(name, (side, side, 1))
     assert not [warning for warning in recwarn if "input_shape" in str(warning.message)]
-    features = backbones.extract(model, noise(3, side, side, 1))
+    features = outputs(model, noise(3, side, side, 1))
     assert np.isfinite(features).all() and features.std() > 0.1
     same = load(name, keras_home / "models" / backbones.BACKBONES[name].file)
     np.testing.assert_array_equal(same.get_weights()[0], model.get_weights()[0])

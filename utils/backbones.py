@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from utils.backend import keras, tf
-from utils.config import ROOT, _unknown
+from utils.config import ROOT, unknown
 from utils.errors import CourseError
 from utils.files import written
 from utils.models import weights_hash
@@ -116,7 +116,7 @@ def build(name, shape, *, weights="imagenet", seed=0):
         A name that is not known; weights that are not there, damaged, or of another network.
     """
     if name not in BACKBONES:
-        raise CourseError(_unknown("backbone", name, BACKBONES))
+        raise CourseError(unknown("backbone", name, BACKBONES))
     kind, channels = BACKBONES[name], shape[-1]
     scale, offset = SCALINGS[kind.scaling]
     steps = [layers.Rescaling(scale, offset=offset, name="scale"), *_enlarged(shape, kind.smallest)]

@@ -135,7 +135,7 @@ def start(dataset="phantom", profile="fast", raw="", seed=7):
         A value that is not known, or a folder that is not there.
     """
     if profile not in PROFILES:
-        raise CourseError(_unknown("PROFILE", profile, PROFILES))
+        raise CourseError(unknown("PROFILE", profile, PROFILES))
     if not re.fullmatch(r"\d{1,9}", str(seed)):
         raise CourseError(f"SEED: expected a whole number from 0 to 999999999, got {seed!r}.")
     dataset = _dataset(str(dataset))
@@ -151,7 +151,7 @@ def _dataset(dataset):
     if dataset in DATASETS:
         return dataset
     if not dataset or os.sep not in dataset and not Path(dataset).is_dir():
-        raise CourseError(_unknown("DATASET", dataset, DATASETS) + " Or give the path of a folder that exists.")
+        raise CourseError(unknown("DATASET", dataset, DATASETS) + " Or give the path of a folder that exists.")
     return str(_folder("DATASET", dataset))
 
 
@@ -165,7 +165,8 @@ def _folder(name, value):
         raise CourseError(f"{name}: {value} cannot be opened ({error}).") from None
 
 
-def _unknown(name, value, known):
+def unknown(name, value, known):
+    """Say that a value is not known, what it can be, and which is nearest."""
     near = difflib.get_close_matches(str(value), list(known), n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
     return f"{name}={value} is not known; it can be: {', '.join(known)}.{hint}"
