@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+from test_models import blobs
 
 from conftest import SHARED
 from utils import backbones, config, training
@@ -116,17 +117,6 @@ def test_phantom_net_is_as_described():
     kernels = [layer.get_weights()[0] for layer in trunk.layers if isinstance(layer, keras.layers.Conv2D)]
     assert len(kernels) == 7 and all(kernel.std() > 0 for kernel in kernels)
     assert not (kernels[4][:, :, :96, :96] == kernels[5][:, :, :96, :96]).any()  # each layer has a seed of its own
-
-
-def blobs(count, *, seed, size=32):
-    """Noise, with a bright spot somewhere in every second image: uint8 pixels and targets."""
-    rng = np.random.default_rng(seed)
-    pixels = rng.normal(100, 20, (count, size, size, 1))
-    targets = np.arange(count) % 2
-    for index in np.flatnonzero(targets):
-        y, x = rng.integers(2, size - 8, 2)
-        pixels[index, y : y + 6, x : x + 6] += 90
-    return np.clip(pixels, 0, 255).astype(np.uint8), targets.astype("float32")
 
 
 def classifier(name, *, size=32):
