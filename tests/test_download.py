@@ -55,7 +55,7 @@ def server(monkeypatch):
 
 def get(folder, *, pins=PINS, paths=None, **changes):
     """Fetch with some limits changed."""
-    download.fetch(pins, paths or pins.files, folder, limits=QUICK._replace(**changes), quiet=True)
+    download.fetch(pins, paths or pins.files, folder, limits=QUICK._replace(**changes))
 
 
 def leave_part(folder, data, *, path=FIRST):

@@ -110,7 +110,7 @@ def test_an_interrupted_fetch_leaves_the_next_one_alone(tmp_path, monkeypatch):
     with Server({"a.png": data}, commit=COMMIT) as server:
         server.use(monkeypatch)
         with pytest.raises(KeyboardInterrupt):
-            download.fetch(pins, pins.files, tmp_path / "home", quiet=True)
+            download.fetch(pins, pins.files, tmp_path / "home")
         monkeypatch.undo()
         server.use(monkeypatch)
         old = [thread for thread in threading.enumerate() if thread.name == "download"]
@@ -121,7 +121,7 @@ def test_an_interrupted_fetch_leaves_the_next_one_alone(tmp_path, monkeypatch):
         for thread in old:
             thread.join(10)
         assert (run.parts / pins.files["a.png"].blob).read_bytes() == data[:1000]
-        download.fetch(pins, pins.files, tmp_path / "home", quiet=True)
+        download.fetch(pins, pins.files, tmp_path / "home")
     assert (tmp_path / "home" / "a.png").read_bytes() == data
 
 

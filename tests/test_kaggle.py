@@ -55,7 +55,7 @@ def home(tmp_path):
 
 
 def get_kaggle(folder, *, most=10**6):
-    kaggle_sets.fetch(HANDLE, folder, most=most, quiet=True)
+    kaggle_sets.fetch(HANDLE, folder, most=most)
 
 
 def is_whole(folder):

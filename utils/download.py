@@ -137,7 +137,7 @@ def is_there(path, size):
     return path.stat().st_size == size if size is not None else path.stat().st_size >= UNKNOWN
 
 
-def fetch(pins, paths, folder, *, limits=None, quiet=False):
+def fetch(pins, paths, folder, *, limits=None):
     """Download files of a repository, several at a time, each checked against its id before it is in its place.
 
     Parameters
@@ -149,8 +149,6 @@ def fetch(pins, paths, folder, *, limits=None, quiet=False):
         Where they go, with the repository's sub-folders.
     limits : Limits, optional
         LIMITS when not given.
-    quiet : bool
-        No progress bar; `$CXR_QUIET` has the same effect.
 
     Raises
     ------
@@ -165,7 +163,7 @@ def fetch(pins, paths, folder, *, limits=None, quiet=False):
         wanted = missing(pins, paths, folder)  # another run may have brought them
         require_room(folder, total_size(wanted))
         try:
-            _Fetch(pins, folder, limits).run(wanted, quiet=quiet)
+            _Fetch(pins, folder, limits).run(wanted)
         except CourseError as error:
             done = len(paths) - len(missing(pins, paths, folder))
             raise CourseError(
@@ -186,7 +184,7 @@ class _Fetch:
         self.parts = folder / ".parts" / uuid4().hex
         self.stop, self.todo, self.done = threading.Event(), queue.SimpleQueue(), queue.SimpleQueue()
 
-    def run(self, wanted, *, quiet):
+    def run(self, wanted):
         same = {}
         for pin in wanted:
             same.setdefault(pin.blob, []).append(pin)  # equal files share a part: one after the other
@@ -200,7 +198,7 @@ class _Fetch:
         threads = [threading.Thread(target=self.work, name="download", daemon=True) for _ in range(count)]
         total = total_size(wanted)
         bar = tqdm(total=total, desc=self.name, unit="B", unit_scale=True, leave=False,
-                   disable=quiet or bool(os.environ.get("CXR_QUIET")))
+                   disable=bool(os.environ.get("CXR_QUIET")))
         try:
             for thread in threads:
                 thread.start()

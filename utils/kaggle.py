@@ -28,7 +28,7 @@ _LOGIN = ("Make a free account at https://www.kaggle.com; there, under Settings,
           "~/.kaggle/kaggle.json (or set KAGGLE_USERNAME and KAGGLE_KEY); run again.")
 
 
-def fetch(handle, folder, *, most, room=0, is_set=None, limits=None, quiet=False):
+def fetch(handle, folder, *, most, room=0, is_set=None, limits=None):
     """Bring a Kaggle data set into `folder`/<name>, whole or not at all, and write the record of its files.
 
     Parameters
@@ -45,8 +45,6 @@ def fetch(handle, folder, *, most, room=0, is_set=None, limits=None, quiet=False
         Path -> bool: is this folder the set? Some folder of what was unpacked must be.
     limits : Limits, optional
         LIMITS when not given. Only tries and pauses: kagglehub has its own time-outs, and none for its first request.
-    quiet : bool
-        No progress bar.
 
     Raises
     ------
@@ -69,7 +67,7 @@ def fetch(handle, folder, *, most, room=0, is_set=None, limits=None, quiet=False
                 _settle(new, folder / name, is_set, found[0])
             else:
                 download.require_room(folder, room)
-                _download_kaggle(handle, folder, most, is_set, limits or download.LIMITS, quiet)
+                _download_kaggle(handle, folder, most, is_set, limits or download.LIMITS)
         with download.writing(folder):
             write_record(folder)  # last: its presence says that all is whole
 
@@ -94,9 +92,9 @@ def _is_archive(path):
     return path.suffix.lower() == ".zip" and not path.name.startswith(".")
 
 
-def _download_kaggle(handle, folder, most, is_set, limits, quiet):
+def _download_kaggle(handle, folder, most, is_set, limits):
     cache, by_hand = folder / ".kaggle", _kaggle_by_hand(handle, folder)
-    with download.writing(folder, cache), _quiet_kagglehub(cache, quiet):
+    with download.writing(folder, cache), _quiet_kagglehub(cache):
         found = _ask_kaggle(handle, cache, by_hand, limits)
         size = sum(path.stat().st_size for path in found.rglob("*") if path.is_file())
         if size > most:
@@ -113,8 +111,8 @@ def _kaggle_by_hand(handle, folder):
 
 
 @contextmanager
-def _quiet_kagglehub(cache, quiet):
-    """Let kagglehub load into `cache`, with no word but its progress bar."""
+def _quiet_kagglehub(cache):
+    """Let kagglehub load into `cache`, with no word but its progress bar (with `$CXR_QUIET` without that)."""
     import kagglehub  # noqa: F401 - before the redirection: it keeps the sys.stdout that it finds
 
     # The caches of Kaggle and Colab are mounted elsewhere and read-only: nothing could be moved from there.
@@ -125,7 +123,8 @@ def _quiet_kagglehub(cache, quiet):
     try:
         os.environ.update(wanted)
         logger.setLevel(logging.CRITICAL + 1)
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()) if quiet else nullcontext():
+        bar = redirect_stderr(io.StringIO()) if os.environ.get("CXR_QUIET") else nullcontext()
+        with redirect_stdout(io.StringIO()), bar:
             yield
     finally:
         logger.setLevel(level)

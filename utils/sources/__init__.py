@@ -89,7 +89,7 @@ def load(run, *, say=_log.info):
     -------
     Loaded
         In the fast profile of a real set only whole patients up to about `images_per_label` images a label.
-        The files are looked at (kind, SHA-256) but not decoded.
+        The files are looked at (kind, SHA-256) but, except for DATASET=all, which compares them, not decoded.
 
     Raises
     ------

@@ -64,7 +64,7 @@ class Selection:
         self.twins, self.external = pd.DataFrame(columns=TWINS), self.rows[:0]
         self.root, self.sources = Path(root), sources
         self.steps = [("everything found", why, 0, len(rows))]
-        self.skipped = []
+        self.skipped, self.hashes = [], {}
 
     def drop(self, step, why, reasons):
         """Leave out the rows that have a reason, and write down the step, the files and the reasons.
@@ -138,8 +138,9 @@ class Selection:
 
     def with_hashes(self, rows):
         """Return rows with the column sha256, of the files' bytes."""
-        hashes = _in_threads(files.sha256, [self.root / path for path in rows.path])
-        return rows.assign(sha256=pd.Series(hashes, index=rows.index, dtype="str"))
+        new = [path for path in dict.fromkeys(rows.path) if path not in self.hashes]  # each file is read once
+        self.hashes.update(zip(new, _in_threads(files.sha256, [self.root / path for path in new])))
+        return rows.assign(sha256=rows.path.map(self.hashes).astype("str"))
 
     def records(self):
         """Return the record as two tables: steps (step, why, dropped, left) and skipped (path, reason)."""
