@@ -9,10 +9,13 @@ import sys
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from test_models import blobs
 
 from conftest import SHARED
-from utils import backbones, config, training
+from utils import backbones, config, images, models, training
 from utils.backend import keras
 from utils.errors import CourseError
 
@@ -26,7 +29,7 @@ FEATURES = {
     "DenseNet121": 1024,
     "Xception": 2048,
     "InceptionResNetV2": 1536,
-    "PhantomNet": 160,
+    "PhantomNet": 128,
 }
 PREPROCESS = {
     "MobileNet": keras.applications.mobilenet.preprocess_input,
@@ -90,7 +93,7 @@ def test_one_channel_and_images_of_any_shape(name):
 def test_small_images_are_enlarged_inside_and_keep_their_aspect():
     model = backbones.build("PhantomNet", (12, 8, 1), weights="none")
     assert model.get_layer("enlarge").output.shape == (None, 24, 16, 1)
-    assert outputs(model, noise(2, 12, 8, 1)).shape == (2, 160)
+    assert outputs(model, noise(2, 12, 8, 1)).shape == (2, 128)
     with pytest.raises(ValueError, match="enlarge"):
         built("PhantomNet").get_layer("enlarge")
     model = backbones.build("Xception", (36, 36, 1), weights="none")
@@ -110,27 +113,25 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_other_dice_alone(name):
     assert any((a != b).any() for a, b in zip(again.get_weights(), other.get_weights()))
 
 
-def test_phantom_net_is_as_described():
+def test_phantom_net_is_the_small_cnn_without_its_last_layer():
     trunk = backbones.phantom_net(seed=1)
-    assert trunk.count_params() == pytest.approx(530_000, rel=0.01)
-    assert trunk(np.zeros((1, 128, 96, 1), "float32")).shape == (1, 8, 6, 160)
-    kernels = [layer.get_weights()[0] for layer in trunk.layers if isinstance(layer, keras.layers.Conv2D)]
-    assert len(kernels) == 7 and all(kernel.std() > 0 for kernel in kernels)
-    assert not (kernels[4][:, :, :96, :96] == kernels[5][:, :, :96, :96]).any()  # each layer has a seed of its own
+    assert trunk(np.zeros((1, 128, 96, 1), "float32")).shape == (1, 8, 6, 128)
+    small = models.small_cnn((128, 96, 1), seed=1)
+    for one, other in zip(trunk.get_weights(), small.get_weights()):
+        np.testing.assert_array_equal(one, other)
+    assert small.count_params() == trunk.count_params() + 129
 
 
-def classifier(name, *, size=32):
+def classifier(name, *, size=32, classes=2):
     backbone = backbones.build(name, (size, size, 1), weights="none", seed=3)
-    start = keras.initializers.GlorotUniform(seed=3)
-    output = keras.layers.Dense(1, activation="sigmoid", kernel_initializer=start)(backbone.output)
-    return keras.Model(backbone.input, output)
+    return backbones.classifier(backbone, classes=classes, seed=3)
 
 
 def test_it_learns_what_can_be_learned():
     model = classifier("PhantomNet")
     training.fit(model, blobs(256, seed=1), epochs=6, seed=3)
     pixels, targets = blobs(100, seed=5)
-    assert ((model.predict(pixels, verbose=0)[:, 0] > 0.5) == targets).mean() > 0.9
+    assert ((models.predict(model, pixels) > 0.5) == targets).mean() > 0.9
 
 
 @pytest.mark.parametrize("name", ["MobileNet", "MobileNetV2"])
@@ -151,7 +152,7 @@ def test_frozen_nothing_of_the_trunk_changes_and_freed_all_but_batch_normalisati
         training.fit(model, blobs(32, seed=1), epochs=2, seed=3)
         changed = {weight.path for weight in trunk.weights if (weight.numpy() != before[weight.path]).any()}
         kernels = {weight.path for weight in trunk.weights if weight.path.endswith("kernel")}
-        assert len(kernels) == 7 and changed == (set() if frozen else kernels)
+        assert len(kernels) == 5 and changed == (set() if frozen else kernels)
     backbones.freeze(model, frozen=True)
     assert not trunk.trainable_weights and len(model.trainable_weights) == 2
 
@@ -160,24 +161,23 @@ def test_frozen_nothing_of_the_trunk_changes_and_freed_all_but_batch_normalisati
 def test_features_are_those_of_the_model_whatever_the_batch(name):
     model = built(name, 1 if name != "Xception" else 2)
     pixels = noise(5, *model.input_shape[1:])
-    features = backbones.extract(model, pixels, batch_size=3)
+    features = models.predict(model, pixels, batch_size=3)
     assert features.dtype == np.float32
     close(features, outputs(model, pixels))
-    assert backbones.extract(model, pixels[:0]).shape == (0, model.output_shape[1])
+    assert models.predict(model, pixels[:0]).shape == (0, model.output_shape[1])
 
 
-def test_extract_refuses_what_is_scaled_already_or_of_another_shape():
+def test_what_is_scaled_already_or_of_another_shape_is_refused():
     model, pixels = built("PhantomNet", 1), noise(2, SIDE, SIDE, 1)
     with pytest.raises(CourseError, match=r"takes uint8 images of \(76, 76, 1\), got float64.*leave the scaling"):
-        backbones.extract(model, pixels / 255)
+        models.predict(model, pixels / 255)
     with pytest.raises(CourseError, match=r"got uint8 of \(76, 70, 1\)"):
-        backbones.extract(model, pixels[:, :, :70])
+        models.predict(model, pixels[:, :, :70])
 
 
 def test_features_are_computed_once(tmp_path, monkeypatch):
     pixels, calls = noise(4, SIDE, SIDE, 1), []
-    extract = backbones.extract
-    monkeypatch.setattr(backbones, "extract", lambda *args: calls.append(1) or extract(*args))
+    monkeypatch.setattr(backbones, "predict", lambda *args: calls.append(1) or models.predict(*args))
 
     def cached(model, content="abc", pixels=pixels):
         calls.clear()
@@ -207,6 +207,45 @@ def test_damaged_features_are_computed_anew(tmp_path):
     for _ in range(2):
         np.testing.assert_array_equal(backbones.cached_features(model, pixels, "abc", tmp_path), first)
     np.testing.assert_array_equal(np.load(path), first)
+
+
+def test_channels_can_be_left_out_and_mirror_images_averaged():
+    pixels = noise(3, SIDE, SIDE, 2)
+    alone = outputs(built("PhantomNet", 1), pixels[..., 1:])
+    second = backbones.build("PhantomNet", (SIDE, SIDE, 2), weights="none", seed=3, seen=[1])
+    close(outputs(second, pixels), alone)
+    both = backbones.build("PhantomNet", (SIDE, SIDE, 1), weights="none", seed=3, mirrored=True)
+    close(outputs(both, pixels[..., 1:]), (alone + outputs(built("PhantomNet", 1), pixels[:, :, ::-1, 1:])) / 2)
+    close(outputs(both, pixels[:, :, ::-1, 1:]), outputs(both, pixels[..., 1:]))
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_linear_head_moves_into_the_model_and_into_a_bundle(classes, tmp_path):
+    pixels, labels = noise(40, SIDE, SIDE, 1), np.arange(40) % classes
+    extractor = backbones.join([built("PhantomNet", 1), built("MobileNet", 1)])
+    features = models.predict(extractor, pixels)
+    assert features.shape == (40, 128 + 256)
+    close(features[:, 128:], outputs(built("MobileNet", 1), pixels))
+    head = make_pipeline(StandardScaler(), LogisticRegression(C=0.01)).fit(features, labels)
+    model = backbones.with_head(extractor, head)
+    expected = head.predict_proba(features)[:, 1] if classes == 2 else head.predict_proba(features)
+    np.testing.assert_allclose(models.predict(model, pixels), expected, atol=1e-5)
+    card = {"task": "multiclass", "classes": list("abc")[:classes]}
+    models.save_bundle(tmp_path / "b", model, options=images.Options(size=SIDE), card=card)
+    opened = models.open_bundle(tmp_path / "b", task="multiclass")[0]
+    np.testing.assert_allclose(models.predict(opened, pixels), expected, atol=1e-5)
+
+
+def test_phantoms_take_our_backbone_and_real_sets_that_of_imagenet_where_it_loads(monkeypatch, tmp_path):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    real = config.start("darkcovidnet")
+    assert backbones.choose(real)[:2] == (("PhantomNet",), "phantom")
+    assert "not at" in backbones.choose(real).why
+    loads = lambda name, seed: backbones.phantom_net(seed=0)  # noqa: E731
+    monkeypatch.setattr(backbones, "_from_imagenet", loads)
+    assert backbones.choose(real)[:2] == (backbones.LAPTOP, "imagenet")
+    assert backbones.choose(config.start("phantom"))[:2] == (("PhantomNet",), "phantom")
 
 
 def test_an_unknown_name_gets_the_nearest_one_offered():
@@ -248,11 +287,11 @@ def test_damaged_or_partial_weights_are_refused(weights, tmp_path):
         with pytest.raises(CourseError, match="net.weights.h5 is damaged, or not of PhantomNet"):
             load("PhantomNet", path)
     trunk = backbones.phantom_net(seed=1)
-    part = keras.Model(trunk.input, trunk.get_layer("conv3b_relu").output)
+    part = keras.Model(trunk.input, trunk.get_layer("conv3_relu").output)
     part.save_weights(path)
     with pytest.raises(CourseError, match="is damaged, or not of PhantomNet"):
         load("PhantomNet", path)
-    trunk.layers[1].set_weights([np.full((5, 5, 1, 32), np.nan)])
+    trunk.layers[1].set_weights([np.full((5, 5, 1, 16), np.nan)])
     trunk.save_weights(path)
     with pytest.raises(CourseError, match="some weights are missing or not numbers"):
         load("PhantomNet", path)

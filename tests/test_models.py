@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from utils import images, metrics, models, pipeline, training
+from utils import images, metrics, models, pipeline, splits, training
 from utils.backend import keras, tf
 from utils.errors import CourseError
 
@@ -57,6 +57,25 @@ def test_the_same_seed_trains_to_the_same_weights_whatever_was_drawn_before(trai
         np.testing.assert_array_equal(one, other)
 
 
+def test_a_recipe_is_judged_on_each_row_once_a_seed_and_never_on_what_it_saw():
+    labels, patients = np.arange(60) % 2, np.arange(60) // 3
+    seen = []
+
+    def recipe(rows, held, seed):
+        assert not set(patients[rows]) & set(patients[held])
+        seen.append(seed)
+        return held + seed
+
+    rounds = lambda seed: splits.rounds(labels, patients, None, count=5, seed=seed)  # noqa: E731
+    rows, probability = training.held_out(recipe, rounds, seeds=(1, 2))
+    assert rows.tolist() == list(range(60)) and seen == [1] * 5 + [2] * 5
+    np.testing.assert_array_equal(probability, [rows + 1, rows + 2])
+    part = np.where(patients < 15, "train", np.where(patients < 17, "validation", "test"))
+    rounds = lambda seed: splits.rounds(labels, patients, part, count=1, seed=seed)  # noqa: E731
+    rows, probability = training.held_out(recipe, rounds, seeds=(4,))
+    assert rows.tolist() == np.flatnonzero(part == "test").tolist() and (probability == rows + 4).all()
+
+
 def test_several_classes_add_up_to_one():
     model = models.small_cnn((32, 32, 2), seed=3, classes=4)
     assert model.predict(np.zeros((2, 32, 32, 2), np.uint8), verbose=0).sum(axis=1) == pytest.approx([1, 1])
@@ -69,8 +88,8 @@ def test_a_rare_class_counts_as_much_when_balanced():
     called = {}
     for balanced in (False, True):
         model = models.small_cnn((32, 32, 1), seed=3, widths=(8, 16))
-        training.fit(model, (pixels[rare], targets[rare]), epochs=3, seed=3, balanced=balanced)
-        called[balanced] = model.predict(pixels[targets == 1], verbose=0).mean()
+        training.fit(model, (pixels[rare], targets[rare]), epochs=8, seed=3, balanced=balanced)
+        called[balanced] = models.predict(model, pixels[targets == 1]).mean()
     assert called[True] > called[False] + 0.1
 
 
@@ -158,12 +177,13 @@ def test_augmentation_keeps_the_centre_where_it_is():
 
 
 OPTIONS = images.Options(size=32, channels=("plain",))
+CARD = {"task": "binary", "classes": ["Normal", "COVID-19"], "split": "abc"}
 
 
 def test_a_bundle_answers_the_same(trained, tmp_path):
     pixels, _ = blobs(20, seed=9)
     for _ in range(2):  # a second time replaces the first
-        models.save_bundle(tmp_path / "run.small", trained[0], options=OPTIONS, card={"task": "binary"})
+        models.save_bundle(tmp_path / "run.small", trained[0], options=OPTIONS, card=CARD)
     opened, options, card = models.open_bundle(tmp_path / "run.small")
     np.testing.assert_array_equal(opened.predict(pixels, verbose=0), trained[0].predict(pixels, verbose=0))
     assert options == OPTIONS and card["task"] == "binary" and "diagnosis" in card["purpose"]
@@ -172,7 +192,7 @@ def test_a_bundle_answers_the_same(trained, tmp_path):
 
 def test_a_bundle_survives_a_replacement_that_fails(trained, tmp_path, monkeypatch):
     folder = tmp_path / "run.small"
-    models.save_bundle(folder, trained[0], options=OPTIONS, card={"task": "first"})
+    models.save_bundle(folder, trained[0], options=OPTIONS, card={**CARD, "seed": 1})
     rename = type(folder).rename
 
     def fails(path, target):
@@ -182,8 +202,8 @@ def test_a_bundle_survives_a_replacement_that_fails(trained, tmp_path, monkeypat
 
     monkeypatch.setattr(type(folder), "rename", fails)
     with pytest.raises(OSError, match="on purpose"):
-        models.save_bundle(folder, trained[0], options=OPTIONS, card={"task": "second"})
-    assert models.open_bundle(folder)[2]["task"] == "first"
+        models.save_bundle(folder, trained[0], options=OPTIONS, card={**CARD, "seed": 2})
+    assert models.open_bundle(folder)[2]["seed"] == 1
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["run.small"]
 
 
@@ -191,19 +211,70 @@ def test_a_bundle_that_does_not_fit_is_refused(trained, tmp_path):
     with pytest.raises(CourseError, match="not a model bundle"):
         models.open_bundle(tmp_path / "nothing")
     folder = tmp_path / "run.small"
-    models.save_bundle(folder, trained[0], options=OPTIONS, card={})
-    models.save_bundle(tmp_path / "other", models.small_cnn((32, 32, 1), seed=8), options=OPTIONS, card={})
+    models.save_bundle(folder, trained[0], options=OPTIONS, card=CARD)
+    models.save_bundle(tmp_path / "other", models.small_cnn((32, 32, 1), seed=8), options=OPTIONS, card=CARD)
     shutil.copy(tmp_path / "other" / "model.keras", folder / "model.keras")
     with pytest.raises(CourseError, match="weights are not those"):
         models.open_bundle(folder)
     card = json.loads((folder / "card.json").read_text())
-    (folder / "card.json").write_text("{")
-    with pytest.raises(CourseError, match="card.json is damaged"):
-        models.open_bundle(folder)
+    for damaged in ("{", "[]", "{}", json.dumps({**card, "preprocessing": {"version": 1, "sizes": 3}})):
+        (folder / "card.json").write_text(damaged)
+        with pytest.raises(CourseError, match="card.json is damaged"):
+            models.open_bundle(folder)
     card["preprocessing"]["version"] = 0
     (folder / "card.json").write_text(json.dumps(card))
     with pytest.raises(CourseError, match="another version of the preprocessing"):
         models.open_bundle(folder)
+
+
+def change_card(folder, **changes):
+    card = json.loads((folder / "card.json").read_text())
+    (folder / "card.json").write_text(json.dumps({**card, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "asked", "message"),
+    [
+        ({}, {"task": "multiclass"}, "should be of task multiclass, but its card says binary"),
+        ({}, {"split": "xyz"}, "should be of split xyz, but its card says abc"),
+        ({"classes": ["Normal", "COVID-19", "Lung Opacity"]}, {}, "answers 2 classes, card.json names 3"),
+        ({"preprocessing": {"version": 1, "size": 64, "channels": ["plain"]}}, {}, r"describes \(64, 64, 1\)"),
+        ({"preprocessing": {"version": 1, "size": 32, "channels": ["plain", "clahe"]}}, {}, r"\(32, 32, 2\)"),
+        ({"weights": "0" * 16}, {}, "weights are not those that card.json describes"),
+    ],
+)
+def test_a_bundle_whose_card_and_model_disagree_is_refused(trained, tmp_path, changes, asked, message):
+    models.save_bundle(tmp_path / "run.small", trained[0], options=OPTIONS, card=CARD)
+    models.open_bundle(tmp_path / "run.small", task="binary", split="abc")
+    change_card(tmp_path / "run.small", **changes)
+    with pytest.raises(CourseError, match=message):
+        models.open_bundle(tmp_path / "run.small", **asked)
+
+
+def test_a_truncated_model_is_refused_and_an_unknown_task_is_not_saved(trained, tmp_path):
+    models.save_bundle(tmp_path / "run.small", trained[0], options=OPTIONS, card=CARD)
+    path = tmp_path / "run.small" / "model.keras"
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(CourseError, match="model.keras is damaged"):
+        models.open_bundle(tmp_path / "run.small")
+    with pytest.raises(CourseError, match="task=binry is not known.*Did you mean binary"):
+        models.save_bundle(tmp_path / "run.other", trained[0], options=OPTIONS, card={**CARD, "task": "binry"})
+
+
+def test_an_ensemble_is_the_weighted_mean_and_a_bundle_like_any_model(trained, tmp_path):
+    other = models.small_cnn((32, 32, 1), seed=8)
+    pixels, _ = blobs(20, seed=9)
+    both = models.ensemble([trained[0], other], [3, 1])
+    expected = 0.75 * models.predict(trained[0], pixels) + 0.25 * models.predict(other, pixels)
+    np.testing.assert_allclose(models.predict(both, pixels), expected, atol=1e-6)
+    models.save_bundle(tmp_path / "run.ensemble", both, options=OPTIONS, card=CARD)
+    opened = models.open_bundle(tmp_path / "run.ensemble")[0]
+    np.testing.assert_allclose(models.predict(opened, pixels), expected, atol=1e-6)
+    with pytest.raises(CourseError, match=r"same pixels .* got .*32, 32, 1.* and .*40, 40, 1"):
+        models.ensemble([other, models.small_cnn((40, 40, 1), seed=8)], [1, 1])
+    for weights in ([1], [0, 0], [2, -1], [np.nan, 1]):
+        with pytest.raises(CourseError, match="Expected 2 weights"):
+            models.ensemble([trained[0], other], weights)
 
 
 RULES = {"seed": 1, "resamples": 400}
@@ -221,6 +292,28 @@ def test_scores_agree_with_scikit_learn():
     assert scores["auroc"].value == pytest.approx(sk.roc_auc_score(truth, probability))
     assert scores["sensitivity"].n == truth.sum() and scores["specificity"].n == (~truth).sum()
     assert all(score.lo < score.value < score.hi for score in scores.values())
+
+
+def test_scores_over_several_seeds_are_the_mean_of_each():
+    rng = np.random.default_rng(0)
+    truth = rng.random(300) < 0.4
+    runs = np.clip(0.3 * truth + rng.normal(0.35, 0.2, (3, 300)), 0, 1)
+    scores = metrics.binary_scores(truth, runs, np.arange(300), threshold=0.45, **RULES)
+    alone = [metrics.binary_scores(truth, one, np.arange(300), threshold=0.45, **RULES) for one in runs]
+    for name, score in scores.items():
+        assert score.value == pytest.approx(np.mean([one[name].value for one in alone]))
+        assert score.lo < score.value < score.hi and score.n == alone[0][name].n
+
+
+def test_balanced_accuracy_and_its_paired_difference():
+    rng = np.random.default_rng(0)
+    truth = rng.choice(["a", "b", "c"], 300, p=[0.7, 0.2, 0.1])
+    guess = np.where(rng.random((2, 300)) < 0.6, truth, "a")
+    score = metrics.balanced_accuracy(truth, guess, np.arange(300), **RULES)
+    expected = [sk.balanced_accuracy_score(truth, one) for one in guess]
+    assert score.value == pytest.approx(np.mean(expected)) and score.lo < score.value < score.hi
+    gain = metrics.difference(guess[0] == truth, guess[1] == truth, np.arange(300), truth=truth, **RULES)
+    assert gain.value == pytest.approx(expected[0] - expected[1])
 
 
 def test_a_hand_computed_case():

@@ -16,18 +16,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.backend import keras, tf
+from utils.backend import keras
 from utils.config import ROOT, unknown
 from utils.errors import CourseError
 from utils.files import written
-from utils.models import weights_hash
+from utils.models import WIDTHS, convolutions, predict, probabilities, weights_hash
 
 layers = keras.layers
 applications = keras.applications
 
+LAPTOP = ("MobileNet", "MobileNetV2")  # quick enough without a GPU
 PHANTOM_WEIGHTS = ROOT / "utils" / "weights" / "phantomnet.weights.h5"
-PHANTOM_WIDTHS = (48, 96, 160)  # feature maps of PhantomNet's three pairs of convolutions
-MERGED = 10_000_000  # weights: `extract` treats smaller models as constants
 TIMEOUT = 20  # seconds: a classroom's firewall may swallow a download instead of refusing it
 
 # Scale and offset of 0..255 grey values, as each network saw them in its training: -1..1; or mean and deviation of
@@ -38,6 +37,14 @@ SCALINGS = {
     "imagenet": ([1 / (255 * one) for one in DEVIATION], [-mean / one for mean, one in zip(MEAN, DEVIATION)]),
     "bytes": (1.0, 0.0),
 }
+
+
+class Choice(NamedTuple):
+    """The backbones of a run."""
+
+    names: tuple  # keys of `BACKBONES`
+    weights: str  # "imagenet" or "phantom"
+    why: str
 
 
 class Backbone(NamedTuple):
@@ -86,7 +93,7 @@ BACKBONES = {
 }  # fmt: skip
 
 
-def build(name, shape, *, weights="imagenet", seed=0):
+def build(name, shape, *, weights="imagenet", seed=0, seen=None, mirrored=False):
     """A feature extractor: one shared trunk over every grey channel, averaged over the image.
 
     Pixels are scaled inside the model, each network in its own way, so whoever uses it cannot forget to. Images
@@ -103,6 +110,11 @@ def build(name, shape, *, weights="imagenet", seed=0):
         alone. "none": random. Otherwise a file of the trunk's weights: `trunk.save_weights`, or keras.applications'.
     seed : int
         Of the random weights.
+    seen : sequence of int, optional
+        Numbers of the channels that it looks at; None: all.
+    mirrored : bool
+        Features are the mean of those of the image and of its mirror image. For a linear classifier this is the same
+        as averaging its two answers before the sigmoid or softmax.
 
     Returns
     -------
@@ -117,19 +129,50 @@ def build(name, shape, *, weights="imagenet", seed=0):
     """
     if name not in BACKBONES:
         raise CourseError(unknown("backbone", name, BACKBONES))
-    kind, channels = BACKBONES[name], shape[-1]
+    kind, seen = BACKBONES[name], range(shape[-1]) if seen is None else seen
     scale, offset = SCALINGS[kind.scaling]
     steps = [layers.Rescaling(scale, offset=offset, name="scale"), *_enlarged(shape, kind.smallest)]
     steps += [_trunk(name, weights, seed), layers.GlobalAveragePooling2D(name="average")]
     inputs = keras.Input(shape, dtype="uint8", name="pixels")
+    greys = keras.ops.split(inputs, shape[-1], axis=-1) if shape[-1] > 1 else [inputs]
     features = []
-    for index, grey in enumerate(keras.ops.split(inputs, channels, axis=-1) if channels > 1 else [inputs]):
-        x = layers.Concatenate(name=f"repeat{index + 1}")([grey] * kind.channels) if kind.channels > 1 else grey
-        for step in steps:
-            x = step(x)
-        features.append(x)
-    outputs = layers.Concatenate(name="features")(features) if channels > 1 else features[0]
+    for channel in seen:
+        grey = greys[channel]
+        grey = layers.Concatenate(name=f"repeat{channel + 1}")([grey] * kind.channels) if kind.channels > 1 else grey
+        views = [grey, keras.ops.flip(grey, axis=2)] if mirrored else [grey]
+        found = [_through(steps, view) for view in views]
+        features.append(layers.Average(name=f"both{channel + 1}")(found) if mirrored else found[0])
+    outputs = layers.Concatenate(name="features")(features) if len(features) > 1 else features[0]
     return keras.Model(inputs, outputs, name=name)
+
+
+def _through(steps, x):
+    for step in steps:
+        x = step(x)
+    return x
+
+
+def choose(run):
+    """Choose the backbones of a run: our own for phantoms; for real sets those of ImageNet, or ours in need.
+
+    Parameters
+    ----------
+    run : utils.config.Run
+
+    Returns
+    -------
+    Choice
+        `LAPTOP` with ImageNet's weights where they all load, otherwise PhantomNet; `why` is a sentence for people.
+    """
+    ours = ("PhantomNet",), "phantom"
+    if run.dataset == "phantom":
+        return Choice(*ours, "Phantoms always take our own backbone: the same answer with and without a network.")
+    try:
+        for name in LAPTOP:
+            _from_imagenet(name, seed=0)
+    except CourseError as error:
+        return Choice(*ours, f"ImageNet's weights did not load, so our own backbone stands in. {error}")
+    return Choice(LAPTOP, "imagenet", "ImageNet's weights are here.")
 
 
 def _enlarged(shape, smallest):
@@ -141,7 +184,7 @@ def _enlarged(shape, smallest):
 
 
 def phantom_net(*, seed):
-    """Our own small trunk: 0.5 million weights, for one grey channel, trained on simulated radiographs.
+    """The convolutions of the small CNN as a trunk, for one grey channel; pretrained on simulated radiographs.
 
     Parameters
     ----------
@@ -152,22 +195,10 @@ def phantom_net(*, seed):
     -------
     keras.Model
         Called "trunk". float32 (images, height, width, 1), from -1 to 1, to float32 (images, height / 16,
-        width / 16, 160), 0 or more; sides of any length, rounded up.
+        width / 16, 128), 0 or more; sides of any length, rounded up.
     """
     inputs = keras.Input((None, None, 1), name="grey")
-    x = _convolution(inputs, 32, "conv1", seed * 100, kernel_size=5, strides=2)
-    for block, width in enumerate(PHANTOM_WIDTHS, start=2):
-        x = layers.MaxPooling2D(padding="same", name=f"pool{block - 1}")(x)
-        for letter in "ab":
-            x = _convolution(x, width, f"conv{block}{letter}", seed * 100 + 2 * block + (letter == "b"), kernel_size=3)
-    return keras.Model(inputs, x, name="trunk")
-
-
-def _convolution(x, width, name, seed, **steps):
-    start = keras.initializers.HeNormal(seed=seed)  # He et al. 2015
-    x = layers.Conv2D(width, padding="same", use_bias=False, kernel_initializer=start, name=name, **steps)(x)
-    x = layers.BatchNormalization(momentum=0.9, name=f"{name}_bn")(x)  # 0.9 as in `models.small_cnn`
-    return layers.ReLU(name=f"{name}_relu")(x)
+    return keras.Model(inputs, convolutions(inputs, WIDTHS, seed=seed), name="trunk")
 
 
 def _trunk(name, weights, seed):
@@ -256,6 +287,72 @@ def _reason(error):
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
+def join(extractors):
+    """Several feature extractors as one: their features side by side.
+
+    Parameters
+    ----------
+    extractors : sequence of keras.Model
+        From `build`, for images of the same shape.
+
+    Returns
+    -------
+    keras.Model
+        The only one given, or one called by all their names.
+    """
+    extractors = list(extractors)
+    if len(extractors) == 1:
+        return extractors[0]
+    inputs = keras.Input(extractors[0].input_shape[1:], dtype="uint8", name="pixels")
+    features = layers.Concatenate(name="features")([extractor(inputs) for extractor in extractors])
+    return keras.Model(inputs, features, name="_".join(extractor.name for extractor in extractors))
+
+
+def classifier(extractor, *, classes, seed, dropout=0.3):
+    """A feature extractor and an untrained last layer, for fine-tuning or for training from scratch.
+
+    Parameters
+    ----------
+    extractor : keras.Model
+        From `build`. Its trunk is shared, not copied: training changes it.
+    classes, seed, dropout
+        As for `models.small_cnn`.
+
+    Returns
+    -------
+    keras.Model
+        uint8 pixels in, probabilities out.
+    """
+    outputs = probabilities(extractor.output, classes, seed=seed, dropout=dropout)
+    return keras.Model(extractor.input, outputs, name=f"{extractor.name}_classifier")
+
+
+def with_head(extractor, head):
+    """Put a fitted linear classifier behind a feature extractor: pixels in, probabilities out, in one model.
+
+    Parameters
+    ----------
+    extractor : keras.Model
+        From `build` or `join`.
+    head : sklearn.pipeline.Pipeline
+        A `StandardScaler` and a `LogisticRegression`, fitted on features of the extractor.
+
+    Returns
+    -------
+    keras.Model
+        Its answers are `head.predict_proba` of the features: the probability of the second of two classes, otherwise
+        one a class.
+    """
+    scaler, linear = head[0], head[-1]
+    slope = linear.coef_.T / scaler.scale_[:, None]  # standardising is linear as well: one layer does both
+    offset = linear.intercept_ - scaler.mean_ @ slope
+    activation = "sigmoid" if slope.shape[1] == 1 else "softmax"
+    dense = layers.Dense(slope.shape[1], activation=activation, name="probability")
+    model = keras.Model(extractor.input, dense(extractor.output), name=f"{extractor.name}_head")
+    dense.set_weights([slope, offset])
+    return model
+
+
 def freeze(model, *, frozen):
     """Freeze the trunk, or free it for fine-tuning; compile the model afterwards, or nothing changes.
 
@@ -275,64 +372,13 @@ def freeze(model, *, frozen):
             layer.trainable = False
 
 
-def extract(model, pixels, *, batch_size=64):
-    """Compute features in inference mode.
-
-    Parameters
-    ----------
-    model : keras.Model
-        uint8 images in, one row of numbers an image out.
-    pixels : numpy.ndarray
-        uint8, (images, height, width, channels).
-    batch_size : int
-        Images at once.
-
-    Returns
-    -------
-    numpy.ndarray
-        float32, (images, features).
-
-    Raises
-    ------
-    CourseError
-        Not bytes, or of another shape than the model takes.
-    """
-    expected = model.input_shape[1:]
-    if pixels.dtype != np.uint8 or pixels.shape[1:] != expected:
-        raise CourseError(
-            f"{model.name} takes uint8 images of {expected}, got {pixels.dtype} of {pixels.shape[1:]}: "
-            "prepare them with utils.images, and leave the scaling to the model."
-        )
-    step = _compiled(model)
-    features = np.empty((len(pixels), *model.output_shape[1:]), np.float32)
-    for start in range(0, len(pixels), batch_size):
-        features[start : start + batch_size] = step(tf.constant(pixels[start : start + batch_size]))
-    return features
-
-
-def _compiled(model):
-    # With weights as constants TensorFlow merges batch normalisation into the convolutions: small networks become a
-    # quarter faster, while large ones wait longer for the merging than they gain.
-    step = partial(model, training=False)
-    if model.count_params() < MERGED:
-        trained = [weight.numpy() for weight in model.trainable_variables]
-        others = [weight.numpy() for weight in model.non_trainable_variables]
-
-        def step(batch):
-            return model.stateless_call(trained, others, batch, training=False)[0]
-
-    # The number of images stays open, or a last, smaller batch would be traced anew.
-    batch = tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8)
-    return tf.function(step).get_concrete_function(batch)
-
-
 def cached_features(model, pixels, content, folder):
     """Compute features once, and read them from disk from then on.
 
     Parameters
     ----------
     model : keras.Model
-        As for `extract`.
+        uint8 images in, one row of features an image out.
     pixels : numpy.ndarray
         uint8, (images, height, width, channels).
     content : str
@@ -352,7 +398,7 @@ def cached_features(model, pixels, content, folder):
         features = np.load(path)
         if features.shape == (len(pixels), *model.output_shape[1:]):
             return features
-    features = extract(model, pixels)
+    features = predict(model, pixels)
     with written(path) as part:
         np.save(part, features)
     return features

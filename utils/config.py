@@ -26,12 +26,13 @@ class Profile(NamedTuple):
     images_per_label: int | None  # real sets: at most about so many images a label (None: all)
     image_size: int  # pixels a side that the models see
     epochs: int  # at most
+    folds: int  # a finished recipe is judged on: 1 the test patients, more: all patients in turn (cross-validation)
     resamples: int  # bootstrap draws behind each interval
 
 
 PROFILES = {
-    "fast": Profile(phantom_patients=800, images_per_label=400, image_size=128, epochs=20, resamples=1000),
-    "full": Profile(phantom_patients=2400, images_per_label=None, image_size=160, epochs=40, resamples=2000),
+    "fast": Profile(phantom_patients=800, images_per_label=400, image_size=128, epochs=20, folds=1, resamples=1000),
+    "full": Profile(phantom_patients=2400, images_per_label=None, image_size=160, epochs=40, folds=5, resamples=2000),
 }
 
 
@@ -87,6 +88,11 @@ class Run:
         return PROFILES[self.profile]
 
     @property
+    def seeds(self):
+        """Three seeds for whatever is trained more than once: one training is an anecdote."""
+        return (self.seed, self.seed + 100, self.seed + 200)
+
+    @property
     def processed(self):
         """Folder of this run's manifest and split."""
         return data_root() / "processed" / self.name
@@ -95,6 +101,11 @@ class Run:
     def pixels(self):
         """Folder of cached pixel arrays, which all runs share."""
         return data_root() / "processed" / "pixels"
+
+    @property
+    def features(self):
+        """Folder of cached features, which all runs share."""
+        return data_root() / "processed" / "features"
 
     @property
     def results(self):

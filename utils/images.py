@@ -305,6 +305,8 @@ class Cache(NamedTuple):
         bool, (rows,): False where the file could not be used.
     skipped : pandas.DataFrame
         `path` and `reason` of these.
+    key : str
+        Stands for the files' content, in this order, and for the options.
     """
 
     pixels: np.ndarray | None
@@ -312,6 +314,7 @@ class Cache(NamedTuple):
     thumbnails: np.ndarray
     readable: np.ndarray
     skipped: pd.DataFrame
+    key: str
 
 
 def cached(root, manifest, options, folder, *, complete=False):
@@ -359,7 +362,7 @@ def cached(root, manifest, options, folder, *, complete=False):
             "Run notebook 01 again: it leaves them out and lists them."
         )
     arrays = {name: np.load(place / f"{name}.npy", mmap_mode="r") for name in names}
-    return Cache(**{"pixels": None, **arrays}, readable=readable, skipped=skipped)
+    return Cache(**{"pixels": None, **arrays}, readable=readable, skipped=skipped, key=place.name)
 
 
 def _fill_cache(root, paths, options, place):

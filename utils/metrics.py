@@ -52,20 +52,29 @@ def patient_bootstrap(score, patients, *, seed, resamples):
 
 
 def accuracy(truth, predicted, patients, *, seed, resamples):
-    """Share of images with the right label, as a `Score`."""
-    right = np.asarray(truth) == np.asarray(predicted)
+    """Share of images with the right label, as a `Score`.
+
+    `predicted` is (images,), or (seeds, images) from a recipe that was trained several times: then the mean over them.
+    """
+    right = _right(truth, predicted)
     return patient_bootstrap(lambda w: _mean(right, w), patients, seed=seed, resamples=resamples)
 
 
+def balanced_accuracy(truth, predicted, patients, *, seed, resamples):
+    """Mean over the classes of the share of right images: as `accuracy`, but guessing gets 1 / classes."""
+    right, truth = _right(truth, predicted), np.asarray(truth)
+    return patient_bootstrap(lambda w: _by_class(right, truth, w), patients, seed=seed, resamples=resamples)
+
+
 def binary_scores(truth, probability, patients, *, threshold, seed, resamples):
-    """Score a binary model.
+    """Score a binary model, or a recipe that was trained several times.
 
     Parameters
     ----------
     truth : array-like
         bool or 0/1, (images,): 1 is the disease.
     probability : array-like
-        float, (images,), in [0, 1]: of the disease.
+        float, (images,) or (seeds, images), in [0, 1]: of the disease. Several: scores are the mean over the seeds.
     patients : array-like
         (images,).
     threshold : float
@@ -78,20 +87,31 @@ def binary_scores(truth, probability, patients, *, threshold, seed, resamples):
         `accuracy`; `sensitivity` (share of diseased images that are called), `specificity` (share of healthy images
         that are not), each with its own n; `auroc` (area under the receiver operating characteristic).
     """
-    truth, probability = np.asarray(truth, bool), np.asarray(probability, float)
-    called = probability >= threshold
+    truth, probability = np.asarray(truth, bool), np.atleast_2d(np.asarray(probability, float))
+    right = _right(truth, probability >= threshold)
     options = {"seed": seed, "resamples": resamples}
 
-    def among(rows, right):
+    def among(rows):
         score = patient_bootstrap(lambda w: _mean(right, w * rows), patients, **options)
         return score._replace(n=int(rows.sum()))
 
+    def auroc(weights):
+        return np.mean([_auroc(truth, one, weights) for one in probability], axis=0)
+
     return {
-        "accuracy": accuracy(truth, called, patients, **options),
-        "sensitivity": among(truth, called),
-        "specificity": among(~truth, ~called),
-        "auroc": patient_bootstrap(lambda w: _auroc(truth, probability, w), patients, **options),
+        "accuracy": patient_bootstrap(lambda w: _mean(right, w), patients, **options),
+        "sensitivity": among(truth),
+        "specificity": among(~truth),
+        "auroc": patient_bootstrap(auroc, patients, **options),
     }
+
+
+def _right(truth, predicted):
+    return (np.atleast_2d(predicted) == np.asarray(truth)).mean(axis=0)
+
+
+def _by_class(right, truth, weights):
+    return np.mean([_mean(right, weights * (truth == name)) for name in np.unique(truth)], axis=0)
 
 
 def _mean(right, weights):
@@ -111,10 +131,15 @@ def _auroc(truth, probability, weights):
     return np.divide((positive * below).sum(axis=1), pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
 
 
-def difference(right, right_other, patients, *, seed, resamples):
-    """Difference of two accuracies on the same images, as a paired `Score` in [-1, 1]."""
+def difference(right, right_other, patients, *, truth=None, seed, resamples):
+    """Difference of two accuracies on the same images, as a paired `Score` in [-1, 1].
+
+    `right` and `right_other` are bool or float (the mean over seeds), (images,); with `truth`, the class of each
+    image, the accuracies are balanced.
+    """
     gain = np.asarray(right, float) - np.asarray(right_other, float)
-    return patient_bootstrap(lambda w: _mean(gain, w), patients, seed=seed, resamples=resamples)
+    classes = np.zeros(len(gain)) if truth is None else np.asarray(truth)
+    return patient_bootstrap(lambda w: _by_class(gain, classes, w), patients, seed=seed, resamples=resamples)
 
 
 def as_name(text):

@@ -5,23 +5,30 @@ import json
 import shutil
 import tempfile
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 from filelock import FileLock
 
 from utils import images
-from utils.backend import keras
+from utils.backend import keras, tf
+from utils.config import unknown
 from utils.errors import CourseError
 
 layers = keras.layers
 
 
-def small_cnn(shape, *, seed, classes=2, widths=(16, 32, 48, 64, 64), dropout=0.3):
+TASKS = ("binary", "multiclass", "abnormal")  # never mixed: a score for one says nothing about another
+WIDTHS = (16, 32, 64, 96, 128)  # feature maps of the small CNN's convolutions
+MERGED = 10_000_000  # weights: `predict` treats smaller models as constants
+
+
+def small_cnn(shape, *, seed, classes=2, widths=WIDTHS, dropout=0.3):
     """A small convolutional network.
 
-    The first layer already moves in steps of two: a quarter of the work, and nothing is lost at this size. Pixels
-    are scaled inside the model, so whoever uses it cannot forget to.
+    Pixels are scaled inside the model, so whoever uses it cannot forget to.
 
     Parameters
     ----------
@@ -32,7 +39,7 @@ def small_cnn(shape, *, seed, classes=2, widths=(16, 32, 48, 64, 64), dropout=0.
     classes : int
         2: one output, the probability of the second class. More: one output a class, adding up to 1.
     widths : tuple of int
-        Feature maps of each block.
+        Feature maps of each convolution, see `convolutions`.
     dropout : float
         Share of features dropped before the last layer, in training.
 
@@ -42,24 +49,140 @@ def small_cnn(shape, *, seed, classes=2, widths=(16, 32, 48, 64, 64), dropout=0.
         uint8 (images, height, width, channels) to float32 (images, 1) or (images, classes), probabilities; not
         compiled.
     """
-    inputs = keras.Input(shape, dtype="uint8")
-    x = layers.Rescaling(1 / 127.5, offset=-1.0)(inputs)
-    for block, width in enumerate(widths):
-        start = keras.initializers.HeNormal(seed=seed * 100 + block)
-        steps = {"kernel_size": 5, "strides": 2} if block == 0 else {"kernel_size": 3}
-        x = layers.Conv2D(
-            width, padding="same", use_bias=False, kernel_initializer=start, name=f"conv{block + 1}", **steps
-        )(x)
+    inputs = keras.Input(shape, dtype="uint8", name="pixels")
+    x = layers.Rescaling(1 / 127.5, offset=-1.0, name="scale")(inputs)
+    x = convolutions(x, widths, seed=seed)
+    x = layers.GlobalAveragePooling2D(name="average")(x)
+    return keras.Model(inputs, probabilities(x, classes, seed=seed, dropout=dropout), name="small_cnn")
+
+
+def convolutions(x, widths, *, seed):
+    """Convolution, batch normalisation and ReLU, once for each width, with max pooling between, but for the last two.
+
+    The first convolution already moves in steps of two: a quarter of the work, and nothing is lost at this size. The
+    last maps stay as fine as those before, so that one can see where they answer.
+
+    Parameters
+    ----------
+    x : keras.KerasTensor
+        (images, height, width, channels), about -1 to 1.
+    widths : tuple of int
+        Feature maps of each convolution.
+    seed : int
+        Of the starting weights.
+
+    Returns
+    -------
+    keras.KerasTensor
+        (images, height / 16, width / 16, last width) for five widths, 0 or more; sides are rounded up.
+    """
+    for number, width in enumerate(widths, start=1):
+        steps = {"kernel_size": 5, "strides": 2} if number == 1 else {"kernel_size": 3}
+        start = keras.initializers.HeNormal(seed=seed * 100 + number)  # He et al. 2015
+        name = f"conv{number}"
+        if 1 < number < len(widths):
+            x = layers.MaxPooling2D(padding="same", name=f"pool{number - 1}")(x)
+        x = layers.Conv2D(width, padding="same", use_bias=False, kernel_initializer=start, name=name, **steps)(x)
         # Keras' momentum of 0.99 averages over more batches than a small set has in several epochs.
-        x = layers.BatchNormalization(momentum=0.9)(x)
-        x = layers.ReLU()(x)
-        x = layers.MaxPooling2D(padding="same")(x)
-    x = layers.GlobalAveragePooling2D()(x)
-    x = layers.Dropout(dropout, seed=seed)(x)
+        x = layers.BatchNormalization(momentum=0.9, name=f"{name}_bn")(x)
+        x = layers.ReLU(name=f"{name}_relu")(x)
+    return x
+
+
+def probabilities(features, classes, *, seed, dropout):
+    """Go on from features (images, n) to probabilities: dropout, one dense layer, and sigmoid or softmax."""
+    x = layers.Dropout(dropout, seed=seed, name="dropout")(features)
     start = keras.initializers.GlorotUniform(seed=seed * 100 + 99)
     units, activation = (1, "sigmoid") if classes == 2 else (classes, "softmax")
-    outputs = layers.Dense(units, activation=activation, kernel_initializer=start, name="probability")(x)
-    return keras.Model(inputs, outputs, name="small_cnn")
+    return layers.Dense(units, activation=activation, kernel_initializer=start, name="probability")(x)
+
+
+def ensemble(members, weights):
+    """Several models as one: the weighted mean of their probabilities.
+
+    Parameters
+    ----------
+    members : sequence of keras.Model
+        They take the same pixels and have the same outputs.
+    weights : sequence of float
+        One a member, 0 or more; they are divided by their sum.
+
+    Returns
+    -------
+    keras.Model
+        Called "ensemble". It can be kept as a bundle like any model.
+
+    Raises
+    ------
+    CourseError
+        Members that do not fit together, or weights that do not fit the members.
+    """
+    members, weights = list(members), np.asarray(weights, float)
+    shapes = {(member.input_shape, member.output_shape) for member in members}
+    if len(shapes) != 1:
+        raise CourseError(
+            "Members of an ensemble take the same pixels and answer the same classes; "
+            f"got {' and '.join(map(str, sorted(shapes, key=str)))}."
+        )
+    if weights.shape != (len(members),) or not (weights >= 0).all() or not weights.sum() > 0:
+        raise CourseError(f"Expected {len(members)} weights, 0 or more and not all 0; got {weights.tolist()}.")
+    inputs = keras.Input(members[0].input_shape[1:], dtype="uint8", name="pixels")
+    outputs = 0
+    for number, (member, weight) in enumerate(zip(members, weights / weights.sum()), start=1):
+        member = keras.Model(member.inputs, member.outputs[0], name=f"member{number}_{member.name}")
+        outputs += member(inputs) * float(weight)
+    return keras.Model(inputs, outputs, name="ensemble")
+
+
+def predict(model, pixels, *, batch_size=64):
+    """Run a model in inference mode.
+
+    Parameters
+    ----------
+    model : keras.Model
+        uint8 images in, one row of numbers an image out.
+    pixels : numpy.ndarray
+        uint8, (images, height, width, channels).
+    batch_size : int
+        Images at once.
+
+    Returns
+    -------
+    numpy.ndarray
+        float32, (images, outputs); (images,) where the model has a single output.
+
+    Raises
+    ------
+    CourseError
+        Not bytes, or of another shape than the model takes.
+    """
+    expected = model.input_shape[1:]
+    if pixels.dtype != np.uint8 or pixels.shape[1:] != expected:
+        raise CourseError(
+            f"{model.name} takes uint8 images of {expected}, got {pixels.dtype} of {pixels.shape[1:]}: "
+            "prepare them with utils.images, and leave the scaling to the model."
+        )
+    step = _compiled(model)
+    outputs = np.empty((len(pixels), *model.output_shape[1:]), np.float32)
+    for start in range(0, len(pixels), batch_size):
+        outputs[start : start + batch_size] = step(tf.constant(pixels[start : start + batch_size]))
+    return outputs[:, 0] if outputs.shape[1:] == (1,) else outputs
+
+
+def _compiled(model):
+    # With weights as constants TensorFlow merges batch normalisation into the convolutions: small networks become a
+    # quarter faster, while large ones wait longer for the merging than they gain.
+    step = partial(model, training=False)
+    if model.count_params() < MERGED:
+        trained = [weight.numpy() for weight in model.trainable_variables]
+        others = [weight.numpy() for weight in model.non_trainable_variables]
+
+        def step(batch):
+            return model.stateless_call(trained, others, batch, training=False)[0]
+
+    # The number of images stays open, or a last, smaller batch would be traced anew.
+    batch = tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8)
+    return tf.function(step).get_concrete_function(batch)
 
 
 def save_bundle(folder, model, *, options, card):
@@ -74,8 +197,16 @@ def save_bundle(folder, model, *, options, card):
     options : utils.images.Options
         The preprocessing that the model was trained on.
     card : dict
-        What is known about the model: task, classes, manifest, split, seed, threshold, metrics.
+        What is known about the model: task (one of `TASKS`), classes in the order of its outputs, manifest, split,
+        seed, threshold, metrics.
+
+    Raises
+    ------
+    CourseError
+        A task that is not known.
     """
+    if card["task"] not in TASKS:
+        raise CourseError(unknown("task", card["task"], TASKS))
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".part-"))
@@ -111,12 +242,16 @@ def _replace(folder, part):
         shutil.rmtree(older, ignore_errors=True)
 
 
-def open_bundle(folder):
+def open_bundle(folder, *, task=None, split=None):
     """Open a model bundle.
 
     Parameters
     ----------
     folder : path-like
+    task : str, optional
+        One of `TASKS`: the task that the model must have been trained for.
+    split : str, optional
+        The hash of the split that it must have been trained on, so that none of its training images is tested on.
 
     Returns
     -------
@@ -127,25 +262,48 @@ def open_bundle(folder):
     Raises
     ------
     CourseError
-        Not a bundle, made by another version of the preprocessing, or with weights that the card does not describe.
+        Not a bundle; made by another version of the preprocessing; a card that does not describe the model: its
+        weights, classes, image size or channels; of another task or split.
     """
     folder = Path(folder)
     if not ((folder / "card.json").is_file() and (folder / "model.keras").is_file()):
         raise CourseError(
             f"{folder} is not a model bundle (model.keras and card.json). Run the notebook that trains it."
         )
+    again = "Run the notebook that trains the model again."
     try:
         card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
-        preprocessing, weights = dict(card["preprocessing"]), card["weights"]
+        weights, classes = card["weights"], list(card["classes"])
+        preprocessing = dict(card["preprocessing"])
+        made_with = preprocessing.pop("version", None)
+        options = images.Options(**{**preprocessing, "channels": tuple(preprocessing["channels"])})
     except (ValueError, KeyError, TypeError):
-        raise CourseError(f"{folder}/card.json is damaged. Run the notebook that trains the model again.") from None
-    if preprocessing.pop("version", None) != images.VERSION:
-        raise CourseError(f"{folder} was trained on another version of the preprocessing: train it again.")
-    model = keras.models.load_model(folder / "model.keras", compile=False)
-    if weights_hash(model) != weights:
-        raise CourseError(f"{folder}: the weights are not those that card.json describes. Train it again.")
-    options = images.Options(**{**preprocessing, "channels": tuple(preprocessing["channels"])})
+        raise CourseError(f"{folder}/card.json is damaged. {again}") from None
+    if made_with != images.VERSION:
+        raise CourseError(f"{folder} was trained on another version of the preprocessing. {again}")
+    for name, wanted in (("task", task), ("split", split)):
+        if wanted is not None and card.get(name) != wanted:
+            raise CourseError(f"{folder} should be of {name} {wanted}, but its card says {card.get(name)}. {again}")
+    try:
+        model = keras.models.load_model(folder / "model.keras", compile=False)
+    except Exception:  # a damaged archive makes Keras raise nearly anything
+        raise CourseError(f"{folder}/model.keras is damaged. {again}") from None
+    _require_described(folder, model, options, classes, weights, again)
     return model, options, card
+
+
+def _require_described(folder, model, options, classes, weights, again):
+    taken, outputs = tuple(model.input_shape[1:]), model.output_shape[-1]
+    described = (options.size, options.size, len(options.channels))
+    if taken != described:
+        raise CourseError(f"{folder}: the model takes images of {taken}, card.json describes {described}. {again}")
+    if max(2, outputs) != len(classes):
+        raise CourseError(
+            f"{folder}: the model answers {max(2, outputs)} classes, card.json names {len(classes)}: "
+            f"{', '.join(map(str, classes))}. {again}"
+        )
+    if weights_hash(model) != weights:
+        raise CourseError(f"{folder}: the weights are not those that card.json describes. {again}")
 
 
 def weights_hash(model):

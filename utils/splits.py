@@ -170,6 +170,32 @@ def folds(labels, patients, *, seed):
     return list(splitter.split(np.zeros(len(labels)), labels, patients))
 
 
+def rounds(labels, patients, part, *, count, seed):
+    """Say what is fitted on and what is held out, to judge a finished recipe.
+
+    Parameters
+    ----------
+    labels, patients : array-like
+        One a row.
+    part : array-like
+        str, (rows,): the saved split.
+    count : int
+        1: everything but the test is fitted on, the test is held out. More: as `folds` parts them, so that each row
+        is held out once.
+    seed : int
+        Of the folds.
+
+    Returns
+    -------
+    list of (numpy.ndarray, numpy.ndarray)
+        Row numbers to fit on and row numbers held out; no patient in both.
+    """
+    if count > 1:
+        return folds(labels, patients, seed=seed)
+    part = np.asarray(part)
+    return [(np.flatnonzero(part != "test"), np.flatnonzero(part == "test"))]
+
+
 def split_at_random(manifest, *, seed):
     """Part the images as if each were a patient of its own: the mistake, for comparison.
 

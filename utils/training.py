@@ -82,6 +82,33 @@ def fit(
     return pd.DataFrame(history.history, index=pd.RangeIndex(1, len(history.epoch) + 1, name="epoch"))
 
 
+def held_out(recipe, rounds, *, seeds):
+    """Judge a finished recipe: train it anew for each seed and round, and predict what it has not seen.
+
+    Parameters
+    ----------
+    recipe : callable
+        Takes row numbers to fit on, row numbers held out, and a seed; returns the probabilities of those held out,
+        float (held out,) or (held out, classes).
+    rounds : callable
+        Takes a seed; returns a list of (row numbers to fit on, row numbers held out), as `splits.rounds` does.
+    seeds : sequence of int
+
+    Returns
+    -------
+    rows : numpy.ndarray
+        int, (images,): which rows were held out, once in every seed.
+    probability : numpy.ndarray
+        float, (seeds, images) or (seeds, images, classes), in the order of `rows`.
+    """
+    predicted = []
+    for seed in seeds:
+        parts = [(held, recipe(rows, held, seed)) for rows, held in rounds(seed)]
+        held = np.concatenate([held for held, _ in parts])
+        predicted.append(np.concatenate([probability for _, probability in parts])[np.argsort(held)])
+    return np.sort(held), np.stack(predicted)
+
+
 def class_weights(targets):
     """Return {class number: weight}, so that all classes weigh the same together and the mean weight is 1."""
     numbers, counts = np.unique(np.asarray(targets).astype(int), return_counts=True)
