@@ -114,7 +114,9 @@ def test_a_class_that_is_missing_in_a_part_is_said(part):
 
 def test_a_loss_that_is_no_number_stops_with_advice():
     with pytest.raises(CourseError, match="no longer a number.*a tenth"):
-        training.fit(models.small_cnn((32, 32, 1), seed=3, widths=(8,)), blobs(64, seed=1), epochs=9, seed=3, rate=np.nan)
+        training.fit(
+            models.small_cnn((32, 32, 1), seed=3, widths=(8,)), blobs(64, seed=1), epochs=9, seed=3, rate=np.nan
+        )
 
 
 def test_fewer_images_than_a_batch_are_one_batch():

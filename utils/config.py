@@ -24,15 +24,35 @@ class Profile(NamedTuple):
 
     phantom_patients: int  # simulated patients, in four classes
     images_per_label: int | None  # real sets: at most about so many images a label (None: all)
-    image_size: int  # pixels a side that the models see
+    image_size: int  # pixels a side that the small CNN sees
+    transfer_size: int  # and that backbones see
     epochs: int  # at most
+    steps: int  # batches of training in a comparison of pretrained networks with those from scratch
     folds: int  # a finished recipe is judged on: 1 the test patients, more: all patients in turn (cross-validation)
     resamples: int  # bootstrap draws behind each interval
 
 
 PROFILES = {
-    "fast": Profile(phantom_patients=800, images_per_label=400, image_size=128, epochs=20, folds=1, resamples=1000),
-    "full": Profile(phantom_patients=2400, images_per_label=None, image_size=160, epochs=40, folds=5, resamples=2000),
+    "fast": Profile(
+        phantom_patients=800,
+        images_per_label=400,
+        image_size=128,
+        transfer_size=128,
+        epochs=20,
+        steps=60,
+        folds=1,
+        resamples=1000,
+    ),
+    "full": Profile(
+        phantom_patients=2400,
+        images_per_label=None,
+        image_size=160,
+        transfer_size=224,
+        epochs=40,
+        steps=500,
+        folds=5,
+        resamples=2000,
+    ),
 }
 
 

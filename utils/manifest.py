@@ -122,6 +122,12 @@ def binary_task(manifest):
     return manifest["label"].isin(BINARY).to_numpy(), target.astype("float32")
 
 
+def provenance(run, manifest, split):
+    """Return what a model's card says of its data: set, whether simulated, hashes of manifest and split."""
+    simulated = run.dataset == "phantom"
+    return {"dataset": run.short_dataset, "simulated": simulated, "manifest": content_hash(manifest), "split": split}
+
+
 def facts(manifest):
     """Turn what the table knows about each image, without any pixel, into features.
 

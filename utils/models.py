@@ -2,14 +2,17 @@
 
 import hashlib
 import json
+import math
 import shutil
 import tempfile
+import zlib
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from filelock import FileLock
 
 from utils import images
@@ -23,6 +26,17 @@ layers = keras.layers
 TASKS = ("binary", "multiclass", "abnormal")  # never mixed: a score for one says nothing about another
 WIDTHS = (16, 32, 64, 96, 128)  # feature maps of the small CNN's convolutions
 MERGED = 10_000_000  # weights: `predict` treats smaller models as constants
+KINDS = {
+    layers.InputLayer: "image",
+    layers.Rescaling: "bytes to −1…1",
+    layers.Conv2D: "convolution",
+    layers.SeparableConv2D: "separable",
+    layers.BatchNormalization: "batch normalisation",
+    layers.MaxPooling2D: "max pooling",
+    layers.GlobalAveragePooling2D: "average over the image",
+    layers.Concatenate: "side by side",
+    layers.Dense: "dense",
+}  # fmt: skip
 
 
 def small_cnn(shape, *, seed, classes=2, widths=WIDTHS, dropout=0.3):
@@ -89,6 +103,90 @@ def convolutions(x, widths, *, seed):
     return x
 
 
+def two_branch_cnn(shape, *, seed, classes=2, widths=WIDTHS, dropout=0.3):
+    """A small convolutional network that looks for small and for large patterns side by side.
+
+    As `small_cnn`, but from the second block on half of the feature maps come from 3 x 3 filters and half from 5 x 5
+    ones: parallel branches, as in Szegedy et al. 2015 (arXiv:1409.4842). Both are depthwise-separable (Chollet 2017,
+    arXiv:1610.02357): a filter for each map, then mixtures of the maps pixel by pixel, with a fraction of the weights.
+
+    Parameters and return value are those of `small_cnn`.
+    """
+    inputs = keras.Input(shape, dtype="uint8", name="pixels")
+    x = layers.Rescaling(1 / 127.5, offset=-1.0, name="scale")(inputs)
+    for block, width in enumerate(widths, start=1):
+        if 1 < block < len(widths):
+            x = layers.MaxPooling2D(padding="same", name=f"pool{block - 1}")(x)
+        if block == 1:
+            start = keras.initializers.HeNormal(seed=seed * 100)
+            options = {"strides": 2, "padding": "same", "use_bias": False, "kernel_initializer": start}
+            x = layers.Conv2D(width, 5, name="block1_conv", **options)(x)
+        else:
+            halves = [(3, "small", width // 2), (5, "large", width - width // 2)]
+            branches = [_separable(x, maps, side, f"block{block}_{name}", seed) for side, name, maps in halves]
+            x = layers.Concatenate(name=f"block{block}_join")(branches)
+        x = layers.BatchNormalization(momentum=0.9, name=f"block{block}_bn")(x)  # 0.9 as in `convolutions`
+        x = layers.ReLU(name=f"block{block}_relu")(x)
+    x = layers.GlobalAveragePooling2D(name="average")(x)
+    return keras.Model(inputs, probabilities(x, classes, seed=seed, dropout=dropout), name="two_branch_cnn")
+
+
+def _separable(x, maps, side, name, seed):
+    first = zlib.crc32(f"{name} {seed}".encode())  # every kernel of the network draws its own numbers
+    return layers.SeparableConv2D(
+        maps,
+        side,
+        padding="same",
+        use_bias=False,
+        depthwise_initializer=keras.initializers.HeNormal(seed=first),
+        pointwise_initializer=keras.initializers.HeNormal(seed=first + 1),
+        name=name,
+    )(x)
+
+
+def layer_table(model):
+    """List the layers of a network: what each puts out, what it has to learn, how much it computes.
+
+    Parameters
+    ----------
+    model : keras.Model
+        A functional model without nested ones, for images of a known size.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a layer, index `layer`. `kind`: what it does; `height`, `width`, `maps`: of its output (1, 1, n for a
+        vector); `parameters`:
+        its weights, trained or not; `flops`: additions and multiplications for one image. Counted are those of
+        convolutions and dense layers (2 for each weight that meets an input number), 2 an output number for
+        rescaling and batch normalisation, 1 for a bias and for ReLU, and the window of a pooling.
+    """
+    rows = []
+    for layer in model.layers:
+        size = (1, 1, *layer.output.shape[1:])[-3:]
+        kind = KINDS.get(type(layer), type(layer).__name__)
+        window = getattr(layer, "kernel_size", getattr(layer, "pool_size", ()))
+        kind = " ".join([*(["{} × {}".format(*window)] if window else []), kind])
+        rows.append((layer.name, kind, *size, layer.count_params(), _flops(layer)))
+    columns = ["layer", "kind", "height", "width", "maps", "parameters", "flops"]
+    return pd.DataFrame(rows, columns=columns).set_index("layer")
+
+
+def _flops(layer):
+    numbers = math.prod(layer.output.shape[1:])
+    if isinstance(layer, layers.SeparableConv2D):
+        *window, maps, _ = layer.depthwise_kernel.shape
+        positions = numbers // layer.filters
+        return 2 * positions * maps * (math.prod(window) + layer.filters)
+    if isinstance(layer, (layers.Conv2D, layers.Dense)):
+        return (2 * math.prod(layer.kernel.shape[:-1]) + layer.use_bias) * numbers
+    if isinstance(layer, layers.MaxPooling2D):
+        return math.prod(layer.pool_size) * numbers
+    if isinstance(layer, layers.GlobalAveragePooling2D):
+        return math.prod(layer.input.shape[1:])
+    return numbers * {layers.Rescaling: 2, layers.BatchNormalization: 2, layers.ReLU: 1}.get(type(layer), 0)
+
+
 def probabilities(features, classes, *, seed, dropout):
     """Go on from features (images, n) to probabilities: dropout, one dense layer, and sigmoid or softmax."""
     x = layers.Dropout(dropout, seed=seed, name="dropout")(features)
@@ -134,7 +232,7 @@ def ensemble(members, weights):
     return keras.Model(inputs, outputs, name="ensemble")
 
 
-def predict(model, pixels, *, batch_size=64):
+def predict(model, pixels, *, mirrored=False, batch_size=64):
     """Run a model in inference mode.
 
     Parameters
@@ -143,6 +241,8 @@ def predict(model, pixels, *, batch_size=64):
         uint8 images in, one row of numbers an image out.
     pixels : numpy.ndarray
         uint8, (images, height, width, channels).
+    mirrored : bool
+        Answer with the mean over the image and its mirror image: steadier, at twice the work.
     batch_size : int
         Images at once.
 
@@ -165,7 +265,9 @@ def predict(model, pixels, *, batch_size=64):
     step = _compiled(model)
     outputs = np.empty((len(pixels), *model.output_shape[1:]), np.float32)
     for start in range(0, len(pixels), batch_size):
-        outputs[start : start + batch_size] = step(tf.constant(pixels[start : start + batch_size]))
+        some = pixels[start : start + batch_size]
+        views = [some, some[:, :, ::-1]] if mirrored else [some]
+        outputs[start : start + batch_size] = sum(step(tf.constant(view)).numpy() for view in views) / len(views)
     return outputs[:, 0] if outputs.shape[1:] == (1,) else outputs
 
 

@@ -176,34 +176,87 @@ def intervals(ax, scores, *, label, line=None, line_label="chance"):
     ax.grid(axis="x", alpha=0.3)
 
 
-def learning_curves(history):
-    """Draw loss and accuracy over epochs, training beside validation.
+def learning_curves(histories):
+    """Draw the loss over epochs, training beside validation, one panel a training.
 
     Parameters
     ----------
-    history : pandas.DataFrame
-        From `utils.training.fit`.
+    histories : dict of pandas.DataFrame
+        From `utils.training.fit` with validation data, by title.
 
     Returns
     -------
     matplotlib.figure.Figure
+        A dotted line marks the epoch with the lowest validation loss.
     """
-    fig, axes = figure(1, 2, width=9, height=3.2)
-    for ax, name, title in zip(axes, ("loss", "accuracy"), ("Loss (binary cross-entropy)", "Accuracy")):
-        ax.plot(history.index, history[name], "o-", ms=3, label="training", color=BLUE)
-        ax.plot(history.index, history[f"val_{name}"], "s--", ms=3, label="validation", color=RED)
+    fig, axes = figure(1, len(histories), width=4.6 * len(histories), height=3.2, squeeze=False, sharey=True)
+    for ax, (title, history) in zip(axes[0], histories.items()):
+        ax.plot(history.index, history["loss"], "o-", ms=3, label="training", color=BLUE)
+        ax.plot(history.index, history["val_loss"], "s--", ms=3, label="validation", color=RED)
         ax.set_title(title)
         ax.set_xlabel("epoch")
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid(alpha=0.3)
-    best = history["val_loss"].idxmin()
-    axes[0].axvline(best, color=GREY, lw=1, ls=":")
-    axes[0].annotate(
-        "kept", (best, axes[0].get_ylim()[1]), (3, -10), textcoords="offset points", fontsize=8, color=GREY
-    )
-    axes[0].set_ylim(bottom=0)
-    axes[1].legend(loc="lower right")
+        ax.axvline(history["val_loss"].idxmin(), color=GREY, lw=1, ls=":")
+    axes[0, 0].set_ylabel("loss (cross-entropy)")
+    axes[0, 0].set_ylim(bottom=0)
+    axes[0, -1].legend(loc="upper right")
     return fig
+
+
+def network(layers, *, title):
+    """Draw a network from left to right as boxes, with what each costs.
+
+    Parameters
+    ----------
+    layers : pandas.DataFrame
+        From `utils.models.layer_table`. Drawn are the image, convolutions and dense layers; those called
+        `..._small` and `..._large` stand one above the other, as branches.
+    title : str
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Heights follow the square root of the side in pixels, widths the number of maps.
+    """
+    colour = {"image": LIGHT_GREY, "convolution": BLUE, "separable": ORANGE, "dense": GREEN}
+    drawn = layers[layers["kind"].str.split().str[-1].isin(colour)]
+    places, column = [], -1.0
+    for name, row in drawn.iterrows():
+        column += not name.endswith("_large")
+        level = 1.2 * (name.endswith("_small") - name.endswith("_large"))
+        width = max(0.06, 0.75 * row["maps"] / drawn["maps"].max())
+        places.append((column * 1.5, level, width, max(0.1, 1.5 * (row["height"] / layers["height"].max()) ** 0.5)))
+    branched = any(y for _, y, *_ in places)
+    fig, ax = figure(width=11, height=4.6 if branched else 3)
+    for (x, y, width, height), (name, row) in zip(places, drawn.iterrows()):
+        fill = colour[row["kind"].split()[-1]]
+        ax.add_patch(matplotlib.patches.Rectangle((x - width / 2, y - height / 2), width, height, fc=fill, ec="black"))
+        cost = f"{row['parameters']:,} parameters\n{row['flops'] / 1e6:.1f} M FLOPs" if row["parameters"] else ""
+        size = f"{row['height']} × {row['width']} × {row['maps']}"
+        below = y - (0.5 if y else 0.9 if not branched else 1.75)
+        ax.text(x, below, name, ha="center", va="top", fontsize=9, fontweight="bold")
+        ax.text(x, below - 0.15, f"{row['kind']}\n{size}\n{cost}", ha="center", va="top", fontsize=8)
+    _connect(ax, places)
+    ax.set(xlim=(-0.7, places[-1][0] + 0.7), ylim=(-2.5 if branched else -1.6, 1.8 if branched else 0.85))
+    ax.set_axis_off()
+    total = layers[["parameters", "flops"]].sum()
+    ax.set_title(f"{title}: {total['parameters']:,} parameters, {total['flops'] / 1e6:.0f} million FLOPs an image")
+    return fig
+
+
+def _connect(ax, places):
+    # From each box to a common upright line, and from there to each box of the next column.
+    columns = [list(boxes) for _, boxes in itertools.groupby(places, key=lambda place: place[0])]
+    for here, following in itertools.pairwise(columns):
+        middle = (here[0][0] + following[0][0]) / 2
+        levels = [y for _, y, *_ in here + following]
+        ax.plot([middle, middle], [min(levels), max(levels)], color="black", lw=1)
+        for x, y, width, _ in here:
+            ax.plot([x + width / 2, middle], [y, y], color="black", lw=1)
+        for x, y, width, _ in following:
+            ax.plot([middle, x - width / 2 - 0.05], [y, y], color="black", lw=1)
+            ax.plot(x - width / 2 - 0.05, y, marker=">", color="black", ms=5, mew=0)
 
 
 def outline(ax, mask, colour):

@@ -19,6 +19,7 @@ def fit(
     seed,
     augmentation=None,
     rate=3e-3,
+    falling=True,
     batch_size=32,
     balanced=False,
     patience=None,
@@ -34,12 +35,14 @@ def fit(
     train, validation : tuple
         (inputs (images, ...), class numbers (images,)).
     epochs : int
-        At most; the learning rate falls along half a cosine to zero over them (Loshchilov & Hutter 2017).
+        At most.
     seed : int
         Of order and augmentation.
     augmentation : utils.pipeline.Augmentation, optional
     rate : float
         Learning rate at the start (Adam, Kingma & Ba 2015).
+    falling : bool
+        The rate falls along half a cosine to zero (Loshchilov & Hutter 2017); False: it stays.
     batch_size : int
         At most the number of training images.
     balanced : bool
@@ -65,7 +68,7 @@ def fit(
         _require_classes(validation[1], classes, "validation")
     batch_size = min(batch_size, len(train[1]))
     steps = len(train[1]) // batch_size
-    schedule = keras.optimizers.schedules.CosineDecay(rate, epochs * steps)
+    schedule = keras.optimizers.schedules.CosineDecay(rate, epochs * steps) if falling else rate
     loss = "binary_crossentropy" if model.output_shape[-1] == 1 else "sparse_categorical_crossentropy"
     model.compile(keras.optimizers.Adam(schedule), loss=loss, metrics=["accuracy"])
     stop = keras.callbacks.EarlyStopping(patience=patience or epochs, restore_best_weights=keep_best)

@@ -1,0 +1,66 @@
+"""The shipped backbone is what its card says, and none of its patients is in the course's data."""
+
+import json
+
+import numpy as np
+import pytest
+
+from utils import backbones, config, images, phantom, pretrain, sources
+from utils.files import sha256
+
+CARD = json.loads(backbones.PHANTOM_WEIGHTS.with_name("phantomnet.json").read_text())
+
+
+def test_the_weights_are_small_and_those_of_the_card():
+    assert backbones.PHANTOM_WEIGHTS.stat().st_size <= 3_000_000
+    assert sha256(backbones.PHANTOM_WEIGHTS) == CARD["sha256"]
+    assert CARD["simulator"] == phantom.VERSION and CARD["preprocessing"] == images.VERSION
+    assert CARD["seed"] == pretrain.SEED and CARD["hospital"] == pretrain.HOSPITAL
+    for hospital in phantom.HOSPITALS:
+        name = f"hospital_{hospital}.accuracy"
+        assert CARD["scores"][f"{name}.lo"] < CARD["scores"][name] and CARD["scores"][f"{name}.n"] == pretrain.TESTED
+
+
+def test_none_of_its_patients_is_in_the_courses_data(work_dir):
+    run = config.start()
+    loaded = sources.load(run)
+    theirs = {f"{pretrain.SEED}-{index:05d}" for index in range(pretrain.TRAINED + pretrain.TESTED)}
+    assert phantom.make_patient(0, seed=pretrain.SEED).id in theirs  # this is how patients are called
+    assert len(set(loaded.manifest["patient"])) > 500 and not theirs & set(loaded.manifest["patient"])
+    # Nor under another name: no picture of the course is one that was trained on.
+    course = {images.load(loaded.root / path).tobytes() for path in loaded.manifest["path"][:200]}
+    trained = [images.preprocess(take(index, "A")).tobytes() for index in range(200)]
+    assert not course & set(trained) and len(course) > 190 and len(set(trained)) == 200
+
+
+def take(index, hospital):
+    return phantom.take_radiograph(phantom.make_patient(index, seed=pretrain.SEED, hospital=hospital), 0).image
+
+
+def test_looks_change_grey_values_and_pose_and_repeat_with_their_seed():
+    pixels = pretrain.prepared(range(6), "A")
+    looks = pretrain.Looks()
+    one, again, other = (np.asarray(looks(pixels, seed=seed)) for seed in ((1, 2), (1, 2), (1, 3)))
+    assert one.shape == (6, 128, 128, 1) and one.dtype == np.uint8
+    np.testing.assert_array_equal(one, again)
+    assert (one != other).mean() > 0.5 and all(image.std() > 2 for image in one)
+
+
+def test_the_whole_way_leaves_weights_and_a_card_that_fit(tmp_path, monkeypatch):
+    path = tmp_path / "weights" / "phantomnet.weights.h5"
+    monkeypatch.setattr(backbones, "PHANTOM_WEIGHTS", path)
+    for name, value in (("TRAINED", 64), ("TESTED", 8), ("EPOCHS", 1)):
+        monkeypatch.setattr(pretrain, name, value)
+    pretrain.main()
+    card = json.loads(path.with_name("phantomnet.json").read_text())
+    assert card["sha256"] == sha256(path) and card["scores"]["hospital_A.accuracy.n"] == 8
+    assert sorted(file.name for file in path.parent.iterdir()) == ["phantomnet.json", "phantomnet.weights.h5"]
+    trunk = backbones.build("PhantomNet", (64, 64, 1), weights="phantom").get_layer("trunk")
+    shipped = backbones.phantom_net(seed=1)
+    assert [w.shape for w in trunk.get_weights()] == [w.shape for w in shipped.get_weights()]
+
+
+@pytest.mark.parametrize("index", [0, 5])
+def test_patients_of_training_and_test_are_the_same_whatever_runs_beside_them(index):
+    np.testing.assert_array_equal(pretrain.prepared([index, index + 1], "B")[0],
+                                  images.preprocess(take(index, "B"), pretrain.OPTIONS))  # fmt: skip
