@@ -33,9 +33,18 @@ def test_results_lie_within_their_ranges(executed, request, notebook):
     assert not problems, "; ".join(map(str, problems))
 
 
-def test_predicting_the_majority_falls_outside(executed):
-    results = numbers(executed, "03_binary_cnn")
-    ranges = course.ranges_for(executed, "03_binary_cnn")
-    for metric in ("accuracy", "auroc"):
-        lazy = {**results, f"binary.small_cnn.{metric}": results[f"binary.majority.{metric}"]}
+@pytest.mark.parametrize(
+    ("notebook", "model", "metrics"),
+    [
+        ("03_binary_cnn", "binary.small_cnn", ("accuracy", "auroc")),
+        ("04_transfer_learning", "multiclass.transfer", ("accuracy", "balanced_accuracy")),
+        ("04_transfer_learning", "multiclass.ensemble", ("accuracy", "balanced_accuracy")),
+    ],
+)
+def test_predicting_the_majority_falls_outside(executed, notebook, model, metrics):
+    results = numbers(executed, notebook)
+    ranges = course.ranges_for(executed, notebook)
+    task = model.split(".")[0]
+    for metric in metrics:
+        lazy = {**results, f"{model}.{metric}": results[f"{task}.majority.{metric}"]}
         assert course.check_results(lazy, ranges) != []
