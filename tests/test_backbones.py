@@ -29,7 +29,7 @@ FEATURES = {
     "DenseNet121": 1024,
     "Xception": 2048,
     "InceptionResNetV2": 1536,
-    "PhantomNet": 128,
+    "PhantomNet": 64,
 }
 PREPROCESS = {
     "MobileNet": keras.applications.mobilenet.preprocess_input,
@@ -93,7 +93,7 @@ def test_one_channel_and_images_of_any_shape(name):
 def test_small_images_are_enlarged_inside_and_keep_their_aspect():
     model = backbones.build("PhantomNet", (12, 8, 1), weights="none")
     assert model.get_layer("enlarge").output.shape == (None, 24, 16, 1)
-    assert outputs(model, noise(2, 12, 8, 1)).shape == (2, 128)
+    assert outputs(model, noise(2, 12, 8, 1)).shape == (2, 64)
     with pytest.raises(ValueError, match="enlarge"):
         built("PhantomNet").get_layer("enlarge")
     model = backbones.build("Xception", (36, 36, 1), weights="none")
@@ -115,11 +115,11 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_other_dice_alone(name):
 
 def test_phantom_net_is_the_small_cnn_without_its_last_layer():
     trunk = backbones.phantom_net(seed=1)
-    assert trunk(np.zeros((1, 128, 96, 1), "float32")).shape == (1, 8, 6, 128)
+    assert trunk(np.zeros((1, 128, 96, 1), "float32")).shape == (1, 2, 2, 64)
     small = models.small_cnn((128, 96, 1), seed=1)
     for one, other in zip(trunk.get_weights(), small.get_weights()):
         np.testing.assert_array_equal(one, other)
-    assert small.count_params() == trunk.count_params() + 129
+    assert small.count_params() == trunk.count_params() + 65
 
 
 def classifier(name, *, size=32, classes=2):
@@ -224,8 +224,8 @@ def test_a_linear_head_moves_into_the_model_and_into_a_bundle(classes, tmp_path)
     pixels, labels = noise(40, SIDE, SIDE, 1), np.arange(40) % classes
     extractor = backbones.join([built("PhantomNet", 1), built("MobileNet", 1)])
     features = models.predict(extractor, pixels)
-    assert features.shape == (40, 128 + 256)
-    close(features[:, 128:], outputs(built("MobileNet", 1), pixels))
+    assert features.shape == (40, 64 + 256)
+    close(features[:, 64:], outputs(built("MobileNet", 1), pixels))
     head = make_pipeline(StandardScaler(), LogisticRegression(C=0.01)).fit(features, labels)
     model = backbones.with_head(extractor, head)
     expected = head.predict_proba(features)[:, 1] if classes == 2 else head.predict_proba(features)

@@ -194,8 +194,8 @@ def phantom_net(*, seed):
     Returns
     -------
     keras.Model
-        Called "trunk". float32 (images, height, width, 1), from -1 to 1, to float32 (images, height / 16,
-        width / 16, 128), 0 or more; sides of any length, rounded up.
+        Called "trunk". float32 (images, height, width, 1), from -1 to 1, to float32 (images, height / 64,
+        width / 64, 64), 0 or more; sides of any length, rounded up.
     """
     inputs = keras.Input((None, None, 1), name="grey")
     return keras.Model(inputs, convolutions(inputs, WIDTHS, seed=seed), name="trunk")

@@ -24,7 +24,7 @@ layers = keras.layers
 
 
 TASKS = ("binary", "multiclass", "abnormal")  # never mixed: a score for one says nothing about another
-WIDTHS = (16, 32, 64, 96, 128)  # feature maps of the small CNN's convolutions
+WIDTHS = (16, 32, 48, 64, 64)  # feature maps of the small CNN's convolutions
 MERGED = 10_000_000  # weights: `predict` treats smaller models as constants
 KINDS = {
     layers.InputLayer: "image",
@@ -71,10 +71,10 @@ def small_cnn(shape, *, seed, classes=2, widths=WIDTHS, dropout=0.3):
 
 
 def convolutions(x, widths, *, seed):
-    """Convolution, batch normalisation and ReLU, once for each width, with max pooling between, but for the last two.
+    """Convolution, max pooling, batch normalisation and ReLU, once for each width.
 
-    The first convolution already moves in steps of two: a quarter of the work, and nothing is lost at this size. The
-    last maps stay as fine as those before, so that one can see where they answer.
+    The first convolution already moves in steps of two: a quarter of the work, and nothing is lost at this size.
+    Pooling comes right after each convolution, so that all that follows has a quarter of the numbers to work on.
 
     Parameters
     ----------
@@ -88,15 +88,14 @@ def convolutions(x, widths, *, seed):
     Returns
     -------
     keras.KerasTensor
-        (images, height / 16, width / 16, last width) for five widths, 0 or more; sides are rounded up.
+        (images, height / 64, width / 64, last width) for five widths, 0 or more; sides are rounded up.
     """
     for number, width in enumerate(widths, start=1):
         steps = {"kernel_size": 5, "strides": 2} if number == 1 else {"kernel_size": 3}
         start = keras.initializers.HeNormal(seed=seed * 100 + number)  # He et al. 2015
         name = f"conv{number}"
-        if 1 < number < len(widths):
-            x = layers.MaxPooling2D(padding="same", name=f"pool{number - 1}")(x)
         x = layers.Conv2D(width, padding="same", use_bias=False, kernel_initializer=start, name=name, **steps)(x)
+        x = layers.MaxPooling2D(padding="same", name=f"pool{number}")(x)
         # Keras' momentum of 0.99 averages over more batches than a small set has in several epochs.
         x = layers.BatchNormalization(momentum=0.9, name=f"{name}_bn")(x)
         x = layers.ReLU(name=f"{name}_relu")(x)
@@ -115,8 +114,6 @@ def two_branch_cnn(shape, *, seed, classes=2, widths=WIDTHS, dropout=0.3):
     inputs = keras.Input(shape, dtype="uint8", name="pixels")
     x = layers.Rescaling(1 / 127.5, offset=-1.0, name="scale")(inputs)
     for block, width in enumerate(widths, start=1):
-        if 1 < block < len(widths):
-            x = layers.MaxPooling2D(padding="same", name=f"pool{block - 1}")(x)
         if block == 1:
             start = keras.initializers.HeNormal(seed=seed * 100)
             options = {"strides": 2, "padding": "same", "use_bias": False, "kernel_initializer": start}
@@ -125,6 +122,7 @@ def two_branch_cnn(shape, *, seed, classes=2, widths=WIDTHS, dropout=0.3):
             halves = [(3, "small", width // 2), (5, "large", width - width // 2)]
             branches = [_separable(x, maps, side, f"block{block}_{name}", seed) for side, name, maps in halves]
             x = layers.Concatenate(name=f"block{block}_join")(branches)
+        x = layers.MaxPooling2D(padding="same", name=f"pool{block}")(x)
         x = layers.BatchNormalization(momentum=0.9, name=f"block{block}_bn")(x)  # 0.9 as in `convolutions`
         x = layers.ReLU(name=f"block{block}_relu")(x)
     x = layers.GlobalAveragePooling2D(name="average")(x)
