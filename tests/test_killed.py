@@ -15,7 +15,7 @@ from bad_input import whole_way
 from http_server import Server
 from test_bad_input import COMMIT, small_repository
 
-from utils import config, sources
+from utils import config, models, sources
 from utils.errors import CourseError
 from utils.sources import _fetch
 
@@ -45,6 +45,27 @@ def test_killed_at_twenty_random_moments_of_download_caching_and_splitting(serve
     reached = Counter(stage for _, stage, _ in answer["results"])
     assert reached["part of the download"] >= 2 and len(reached) >= 2, f"the moments hit one stage only: {reached}"
     assert all(found == answer["expected"] for *_, found in answer["results"])
+
+
+def test_a_training_killed_at_any_step_restarts_cleanly(tmp_path):
+    command = [sys.executable, str(HERE / "train_bundle.py")]
+    whole = subprocess.run([*command, str(tmp_path / "whole")], capture_output=True, text=True, timeout=120)
+    assert whole.returncode == 0, whole.stderr[-2000:]
+    for step in ("features", "training", "bundle"):
+        run = subprocess.Popen([*command, str(tmp_path / "cut")], stdout=subprocess.PIPE, text=True)
+        for line in run.stdout:
+            if line.strip() == step:
+                run.kill()
+                break
+        assert run.wait() == -signal.SIGKILL
+        run.stdout.close()
+        assert not (tmp_path / "cut" / "models" / "run.small").exists()
+    again = subprocess.run([*command, str(tmp_path / "cut")], capture_output=True, text=True, timeout=120)
+    assert again.returncode == 0, again.stderr[-2000:]
+    cards = [json.loads((tmp_path / name / "models/run.small/card.json").read_text()) for name in ("whole", "cut")]
+    assert cards[0] == cards[1] and models.open_bundle(tmp_path / "cut" / "models" / "run.small")
+    kept = [sorted(path.name for path in (tmp_path / name / "features").iterdir()) for name in ("whole", "cut")]
+    assert set(kept[0]) <= set(kept[1])
 
 
 def test_two_runs_at_once_share_one_download(server, tmp_path, monkeypatch):

@@ -74,6 +74,10 @@ def test_a_recipe_is_judged_on_each_row_once_a_seed_and_never_on_what_it_saw():
     rounds = lambda seed: splits.rounds(labels, patients, part, count=1, seed=seed)  # noqa: E731
     rows, probability = training.held_out(recipe, rounds, seeds=(4,))
     assert rows.tolist() == np.flatnonzero(part == "test").tolist() and (probability == rows + 4).all()
+    some = np.arange(60)[labels == 1]
+    for count in (1, 5):
+        made = splits.rounds(labels, patients, part, count=count, seed=1, rows=some)
+        assert all(set(fit) | set(held) == set(some) and not set(fit) & set(held) for fit, held in made)
 
 
 def test_several_classes_add_up_to_one():

@@ -170,7 +170,7 @@ def folds(labels, patients, *, seed):
     return list(splitter.split(np.zeros(len(labels)), labels, patients))
 
 
-def rounds(labels, patients, part, *, count, seed):
+def rounds(labels, patients, part, *, count, seed, rows=None):
     """Say what is fitted on and what is held out, to judge a finished recipe.
 
     Parameters
@@ -184,16 +184,20 @@ def rounds(labels, patients, part, *, count, seed):
         is held out once.
     seed : int
         Of the folds.
+    rows : numpy.ndarray, optional
+        Only these row numbers take part: a task leaves labels out.
 
     Returns
     -------
     list of (numpy.ndarray, numpy.ndarray)
         Row numbers to fit on and row numbers held out; no patient in both.
     """
+    rows = np.arange(len(labels)) if rows is None else rows
     if count > 1:
-        return folds(labels, patients, seed=seed)
-    part = np.asarray(part)
-    return [(np.flatnonzero(part != "test"), np.flatnonzero(part == "test"))]
+        made = folds(np.asarray(labels)[rows], np.asarray(patients)[rows], seed=seed)
+        return [(rows[fit], rows[held]) for fit, held in made]
+    tested = np.asarray(part)[rows] == "test"
+    return [(rows[~tested], rows[tested])]
 
 
 def split_at_random(manifest, *, seed):
