@@ -345,6 +345,15 @@ def test_intervals_cover_the_truth_and_know_that_images_of_a_patient_are_alike()
     assert 0.88 <= covered / 150 <= 0.99 and wide / 150 > 0.9
 
 
+def test_no_mistake_on_few_patients_is_no_proof():
+    all_right = metrics.accuracy(np.ones(80), np.ones(80), np.repeat(np.arange(40), 2), **RULES)
+    assert all_right.value == all_right.hi == 1 and all_right.lo == pytest.approx(0.025 ** (1 / 40))
+    sick = [1] * 5 + [0] * 5  # one patient with five images, five healthy ones
+    scores = metrics.binary_scores(sick, [0.9] * 4 + [0.1] * 6, list("aaaaabcdef"), threshold=0.5, **RULES)
+    assert scores["sensitivity"].value == 0.8 and np.isnan(scores["sensitivity"].lo)
+    assert scores["specificity"].value == 1 and scores["specificity"].lo == pytest.approx(0.025 ** (1 / 5))
+
+
 def test_scores_of_odd_sets_are_missing_not_wrong():
     one_class = metrics.binary_scores([1, 1, 1], [0.9, 0.4, 0.8], list("abc"), threshold=0.5, **RULES)
     assert np.isnan(one_class["auroc"].value) and np.isnan(one_class["specificity"].value)

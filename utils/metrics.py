@@ -48,6 +48,8 @@ def patient_bootstrap(score, patients, *, seed, resamples):
     values = np.concatenate([score(draw[:, codes]) for draw in some])
     values = values[~np.isnan(values)]
     lo, hi = np.percentile(values, [2.5, 97.5]) if len(values) else (np.nan, np.nan)
+    if value == lo == 1:  # no draw can show a mistake where there is none: the exact bound (Clopper & Pearson 1934)
+        lo = 0.025 ** (1 / len(names))
     return Score(value, float(lo), float(hi), len(codes))
 
 
@@ -92,8 +94,7 @@ def binary_scores(truth, probability, patients, *, threshold, seed, resamples):
     options = {"seed": seed, "resamples": resamples}
 
     def among(rows):
-        score = patient_bootstrap(lambda w: _mean(right, w * rows), patients, **options)
-        return score._replace(n=int(rows.sum()))
+        return patient_bootstrap(lambda w: _mean(right[rows], w), np.asarray(patients)[rows], **options)
 
     def auroc(weights):
         return np.mean([_auroc(truth, one, weights) for one in probability], axis=0)
