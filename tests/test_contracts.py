@@ -19,17 +19,18 @@ def executed(request):
     return config.start()
 
 
-def numbers(run, notebook):
+def numbers(request, run, notebook):
+    if not any(f"notebooks/{notebook}.ipynb" in item.nodeid for item in request.session.items):
+        pytest.skip(f"{notebook} was not executed in this session")
     return json.loads((run.results / f"{notebook}.json").read_text())["metrics"]
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
 def test_results_lie_within_their_ranges(executed, request, notebook):
-    if not any(f"notebooks/{notebook}.ipynb" in item.nodeid for item in request.session.items):
-        pytest.skip(f"{notebook} was not executed in this session")
+    results = numbers(request, executed, notebook)
     ranges = course.ranges_for(executed, notebook)
     assert ranges, f"{notebook} has no ranges for {executed.name}; make them with tests/contracts/measure.py"
-    problems = course.check_results(numbers(executed, notebook), ranges)
+    problems = course.check_results(results, ranges)
     assert not problems, "; ".join(map(str, problems))
 
 
@@ -41,8 +42,8 @@ def test_results_lie_within_their_ranges(executed, request, notebook):
         ("04_transfer_learning", "multiclass.ensemble", ("accuracy", "balanced_accuracy")),
     ],
 )
-def test_predicting_the_majority_falls_outside(executed, notebook, model, metrics):
-    results = numbers(executed, notebook)
+def test_predicting_the_majority_falls_outside(executed, request, notebook, model, metrics):
+    results = numbers(request, executed, notebook)
     ranges = course.ranges_for(executed, notebook)
     task = model.split(".")[0]
     for metric in metrics:
