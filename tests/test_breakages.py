@@ -68,8 +68,8 @@ def test_shuffled_labels(copy, data):
 def test_scaling_dropped_inside_the_model(copy):
     replace(
         copy / "utils" / "models.py",
-        "layers.Rescaling(1 / 127.5, offset=-1.0)(inputs)",
-        "layers.Rescaling(1.0)(inputs)",
+        'layers.Rescaling(1 / 127.5, offset=-1.0, name="scale")(inputs)',
+        'layers.Rescaling(1.0, name="scale")(inputs)',
     )
     code, output = run_tests(copy, "tests/test_models.py", "-k", "scaled")
     assert code == 1 and "test_pixels_are_scaled_inside_the_model" in output, output[-3000:]

@@ -63,11 +63,15 @@ def small_cnn(shape, *, seed, classes=2, widths=WIDTHS, dropout=0.3):
         uint8 (images, height, width, channels) to float32 (images, 1) or (images, classes), probabilities; not
         compiled.
     """
-    inputs = keras.Input(shape, dtype="uint8", name="pixels")
-    x = layers.Rescaling(1 / 127.5, offset=-1.0, name="scale")(inputs)
+    inputs, x = _scaled(shape)
     x = convolutions(x, widths, seed=seed)
     x = layers.GlobalAveragePooling2D(name="average")(x)
     return keras.Model(inputs, probabilities(x, classes, seed=seed, dropout=dropout), name="small_cnn")
+
+
+def _scaled(shape):
+    inputs = keras.Input(shape, dtype="uint8", name="pixels")
+    return inputs, layers.Rescaling(1 / 127.5, offset=-1.0, name="scale")(inputs)
 
 
 def convolutions(x, widths, *, seed):
@@ -111,8 +115,7 @@ def two_branch_cnn(shape, *, seed, classes=2, widths=WIDTHS, dropout=0.3):
 
     Parameters and return value are those of `small_cnn`.
     """
-    inputs = keras.Input(shape, dtype="uint8", name="pixels")
-    x = layers.Rescaling(1 / 127.5, offset=-1.0, name="scale")(inputs)
+    inputs, x = _scaled(shape)
     for block, width in enumerate(widths, start=1):
         if block == 1:
             start = keras.initializers.HeNormal(seed=seed * 100)
