@@ -267,6 +267,22 @@ def test_a_truncated_model_is_refused_and_an_unknown_task_is_not_saved(trained, 
         models.save_bundle(tmp_path / "run.other", trained[0], options=OPTIONS, card={**CARD, "task": "binry"})
 
 
+def test_a_mirrored_answer_is_the_mean_over_both_images(trained):
+    pixels, _ = blobs(70, seed=9)  # more than one batch
+    one, other = models.predict(trained[0], pixels), models.predict(trained[0], pixels[:, :, ::-1])
+    assert np.abs(one - other).max() > 1e-3
+    np.testing.assert_allclose(models.predict(trained[0], pixels, mirrored=True), (one + other) / 2, atol=1e-6)
+
+
+def test_a_rate_that_falls_ends_in_rest_and_one_that_stays_does_not():
+    def moved(falling):
+        model = models.small_cnn((32, 32, 1), seed=3, widths=(4, 8))
+        training.fit(model, blobs(64, seed=1), epochs=10, seed=3, falling=falling)
+        return float(model.optimizer.learning_rate)
+
+    assert moved(True) < 1e-4 and moved(False) == pytest.approx(3e-3)
+
+
 def test_an_ensemble_is_the_weighted_mean_and_a_bundle_like_any_model(trained, tmp_path):
     other = models.small_cnn((32, 32, 1), seed=8)
     pixels, _ = blobs(20, seed=9)

@@ -210,9 +210,8 @@ def network(layers, *, title):
     Parameters
     ----------
     layers : pandas.DataFrame
-        From `utils.models.layer_table`. Drawn are the image, convolutions, the average over the image,
-        and dense layers; those called
-        `..._small` and `..._large` stand one above the other, as branches.
+        From `utils.models.layer_table`. Drawn are the image, convolutions, the average over the image and dense
+        layers; those called `..._small` and `..._large` stand one above the other, as branches.
     title : str
 
     Returns

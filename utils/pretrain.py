@@ -3,9 +3,9 @@
     python -m utils.pretrain
 
 takes some five minutes on two cores and writes `utils/weights/phantomnet.weights.h5` and `phantomnet.json`, its card.
-Nobody needs to run it: both are part of the course. Real hospitals differ more than the
-simulator's, so training shows every radiograph in many looks (*domain randomisation*, Tobin et al. 2017,
-arXiv:1703.06907): what all of them share is the anatomy and the disease.
+Nobody needs to run it: both are part of the course. Real hospitals differ more than the simulator's, so training shows
+every radiograph in many looks (*domain randomisation*, Tobin et al. 2017, arXiv:1703.06907): what all of them share is
+the anatomy and the disease.
 """
 
 import json
