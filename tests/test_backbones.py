@@ -29,7 +29,7 @@ FEATURES = {
     "DenseNet121": 1024,
     "Xception": 2048,
     "InceptionResNetV2": 1536,
-    "PhantomNet": 64,
+    "PhantomNet": 320,
 }
 PREPROCESS = {
     "MobileNet": keras.applications.mobilenet.preprocess_input,
@@ -113,13 +113,14 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_other_dice_alone(name):
     assert any((a != b).any() for a, b in zip(again.get_weights(), other.get_weights()))
 
 
-def test_phantom_net_is_the_small_cnn_without_its_last_layer():
-    trunk = backbones.phantom_net(seed=1)
-    assert trunk(np.zeros((1, 128, 96, 1), "float32")).shape == (1, 2, 2, 64)
-    small = models.small_cnn((128, 96, 1), seed=1)
-    for one, other in zip(trunk.get_weights(), small.get_weights()):
-        np.testing.assert_array_equal(one, other)
-    assert small.count_params() == trunk.count_params() + 65
+def test_phantom_net_shows_what_four_depths_see():
+    trunk, pixels = backbones.phantom_net(seed=1), noise(1, 128, 96, 1) / np.float32(127.5) - 1
+    maps = np.asarray(trunk(pixels))
+    assert maps.shape == (1, 4, 3, 32 + 64 + 96 + 128)
+    chain = keras.Model(trunk.input, [trunk.get_layer(f"conv{depth}_relu").output for depth in (2, 3, 4, 5)])
+    for depth, part in zip(chain(pixels), np.split(maps, [32, 96, 192], axis=-1), strict=True):
+        close(part.mean(axis=(1, 2)), np.asarray(depth).mean(axis=(1, 2)))
+    np.testing.assert_array_equal(trunk.get_weights()[0], models.small_cnn((64, 64, 1), seed=1).get_weights()[0])
 
 
 def classifier(name, *, size=32, classes=2):

@@ -155,6 +155,7 @@ def test_cropping_finds_a_border_in_spite_of_a_letter():
     framed[20:140, 30:130] = radiograph()
     framed[5:9, 60:62] = 255
     assert np.array_equal(images.crop_border(framed), radiograph())
+    assert images.frame(framed) == (slice(20, 140), slice(30, 130))  # a mask is cut alike
     assert images.crop_border(np.full((64, 64), 7, np.uint8)).size  # nothing but border: kept
 
 

@@ -38,12 +38,39 @@ def take(index, hospital):
 
 
 def test_looks_change_grey_values_and_pose_and_repeat_with_their_seed():
-    pixels = pretrain.prepared(range(6), "A")
+    pixels, _ = pretrain.prepared(range(6), "A")
     looks = pretrain.Looks()
     one, again, other = (np.asarray(looks(pixels, seed=seed)) for seed in ((1, 2), (1, 2), (1, 3)))
-    assert one.shape == (6, 128, 128, 1) and one.dtype == np.uint8
+    assert one.shape == (6, 128, 128, 3) and one.dtype == np.uint8
     np.testing.assert_array_equal(one, again)
-    assert (one != other).mean() > 0.5 and all(image.std() > 2 for image in one)
+    assert (one[..., 0] != other[..., 0]).mean() > 0.5 and all(image.std() > 2 for image in one[..., 0])
+    # Masks move with their radiograph, and nothing else happens to them.
+    np.testing.assert_array_equal(one[..., 1:], looks.moved(pixels[..., 1:], seed=(1, 2)))
+
+
+def test_what_is_asked_is_what_the_simulator_knows():
+    pixels, facts = pretrain.prepared(range(8), "A")
+    patients = [phantom.make_patient(index, seed=pretrain.SEED, hospital="A") for index in range(8)]
+    assert [phantom.LABELS[int(number)] for number in facts[:, 0]] == [patient.label for patient in patients]
+    assert (facts[:, 2] == [patient.sex == "F" for patient in patients]).all()
+    np.testing.assert_allclose(facts[:, 3] * 50 + 50, [patient.age for patient in patients], rtol=1e-6)
+    assert 0 < facts[:, 1].mean() < 1 and set(np.unique(facts[:, 1])) == {0, 1}
+    image, lungs, lesions = np.moveaxis(pixels.astype(int), -1, 0)
+    assert not lesions[facts[:, 0] == 0].any() and all(lesions[facts[:, 0] != 0].any(axis=(1, 2)))
+    for one, lung in zip(image, lungs):  # cut alike: where the mask is, the picture is darker than around it
+        assert one[lung > 127].mean() < one[lung < 127].mean() and 0.1 < (lung > 127).mean() < 0.6
+    assert (lungs[lesions > 200] > 120).all()
+
+    extractor = pretrain.backbones.build("PhantomNet", (128, 128, 1), weights="none", seed=1)
+    model = pretrain.questioned(extractor)
+    seen, answers = next(iter(pretrain.lessons(model, np.tile(pixels, (4, 1, 1, 1)), np.tile(facts, (4, 1)))))
+    assert seen.shape == (32, 128, 128, 1) and set(answers) == set(model.output)
+    for name, answer in answers.items():
+        expected = model.output[name].shape[1:] if name != "label" else ()
+        assert answer.shape == (32, *expected), name
+        assert float(np.min(answer)) >= -1 and float(np.max(answer)) <= 3
+    where = answers["where2"].numpy()
+    assert 0.1 < where[..., 0].mean() < 0.6 and where[..., 1].mean() < where[..., 0].mean()
 
 
 def test_the_whole_way_leaves_weights_and_a_card_that_fit(tmp_path, monkeypatch):
@@ -62,5 +89,5 @@ def test_the_whole_way_leaves_weights_and_a_card_that_fit(tmp_path, monkeypatch)
 
 @pytest.mark.parametrize("index", [0, 5])
 def test_patients_of_training_and_test_are_the_same_whatever_runs_beside_them(index):
-    np.testing.assert_array_equal(pretrain.prepared([index, index + 1], "B")[0],
+    np.testing.assert_array_equal(pretrain.prepared([index, index + 1], "B")[0][0, :, :, :1],
                                   images.preprocess(take(index, "B"), pretrain.OPTIONS))  # fmt: skip

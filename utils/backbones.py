@@ -20,11 +20,12 @@ from utils.backend import keras
 from utils.config import ROOT, unknown
 from utils.errors import CourseError
 from utils.files import written
-from utils.models import WIDTHS, convolutions, predict, probabilities, weights_hash
+from utils.models import convolutions, predict, probabilities, weights_hash
 
 layers = keras.layers
 applications = keras.applications
 
+PHANTOM_WIDTHS = (16, 32, 64, 96, 128)  # feature maps of PhantomNet's convolutions
 LAPTOP = ("MobileNet", "MobileNetV2")  # quick enough without a GPU
 PHANTOM_WEIGHTS = ROOT / "utils" / "weights" / "phantomnet.weights.h5"
 TIMEOUT = 20  # seconds: a classroom's firewall may swallow a download instead of refusing it
@@ -187,7 +188,11 @@ def _enlarged(shape, smallest):
 
 
 def phantom_net(*, seed):
-    """The convolutions of the small CNN as a trunk, for one grey channel; pretrained on simulated radiographs.
+    """Our own trunk: the small CNN's convolutions, wider, for one grey channel; pretrained on simulated radiographs.
+
+    A disease shows in fine texture as well as in large shapes. So the maps of all depths from the second convolution
+    on go on side by side, averaged down to the size of the last (*hypercolumns*, Hariharan et al. 2015,
+    arXiv:1411.5752).
 
     Parameters
     ----------
@@ -197,11 +202,18 @@ def phantom_net(*, seed):
     Returns
     -------
     keras.Model
-        Called "trunk". float32 (images, height, width, 1), from -1 to 1, to float32 (images, height / 64,
-        width / 64, 64), 0 or more; sides of any length, rounded up.
+        Called "trunk". float32 (images, height, width, 1), from -1 to 1, to float32 (images, height / 32,
+        width / 32, 320), 0 or more; sides of any length, rounded up.
     """
     inputs = keras.Input((None, None, 1), name="grey")
-    return keras.Model(inputs, convolutions(inputs, WIDTHS, seed=seed), name="trunk")
+    depth = len(PHANTOM_WIDTHS)
+    last = convolutions(inputs, PHANTOM_WIDTHS, seed=seed, pooled=depth - 1)
+    chain = keras.Model(inputs, last)
+    maps = [chain.get_layer(f"conv{number}_relu").output for number in range(2, depth)] + [last]
+    for number in range(2, depth - 1):
+        cell = 2 ** (depth - 1 - number)
+        maps[number - 2] = layers.AveragePooling2D(cell, padding="same", name=f"average{number}")(maps[number - 2])
+    return keras.Model(inputs, layers.Concatenate(name="maps")(maps), name="trunk")
 
 
 def _trunk(name, weights, seed):

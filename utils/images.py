@@ -146,6 +146,24 @@ def crop_border(grey, *, tolerance=12, most=0.25):
     ----------
     grey : numpy.ndarray
         uint8, (height, width).
+    tolerance, most
+        As for `frame`.
+
+    Returns
+    -------
+    numpy.ndarray
+        A view of `grey`, never smaller than half of it in each direction.
+    """
+    return grey[frame(grey, tolerance=tolerance, most=most)]
+
+
+def frame(grey, *, tolerance=12, most=0.25):
+    """Find what is inside the uniform borders, to cut a mask as its radiograph is cut.
+
+    Parameters
+    ----------
+    grey : numpy.ndarray
+        uint8, (height, width).
     tolerance : int
         Grey values between the 2nd and the 98th percentile of a line that still count as uniform.
     most : float
@@ -153,15 +171,15 @@ def crop_border(grey, *, tolerance=12, most=0.25):
 
     Returns
     -------
-    numpy.ndarray
-        A view of `grey`, never smaller than half of it in each direction.
+    tuple of slice
+        Rows and columns inside.
     """
     height, width = grey.shape
     rows = _uniform(grey, tolerance)
     columns = _uniform(grey.T, tolerance)
     top, bottom = _ends(rows, int(height * most))
     left, right = _ends(columns, int(width * most))
-    return grey[top : height - bottom, left : width - right]
+    return slice(top, height - bottom), slice(left, width - right)
 
 
 def _uniform(lines, tolerance):

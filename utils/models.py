@@ -74,7 +74,7 @@ def _scaled(shape):
     return inputs, layers.Rescaling(1 / 127.5, offset=-1.0, name="scale")(inputs)
 
 
-def convolutions(x, widths, *, seed):
+def convolutions(x, widths, *, seed, pooled=None):
     """Convolution, max pooling, batch normalisation and ReLU, once for each width.
 
     The first convolution already moves in steps of two: a quarter of the work, and nothing is lost at this size.
@@ -88,18 +88,22 @@ def convolutions(x, widths, *, seed):
         Feature maps of each convolution.
     seed : int
         Of the starting weights.
+    pooled : int, optional
+        So many of the first convolutions are followed by max pooling; None: all.
 
     Returns
     -------
     keras.KerasTensor
-        (images, height / 64, width / 64, last width) for five widths, 0 or more; sides are rounded up.
+        (images, height / 64, width / 64, last width) for five widths, all pooled; 0 or more; sides are rounded up.
     """
+    pooled = len(widths) if pooled is None else pooled
     for number, width in enumerate(widths, start=1):
         steps = {"kernel_size": 5, "strides": 2} if number == 1 else {"kernel_size": 3}
         start = keras.initializers.HeNormal(seed=seed * 100 + number)  # He et al. 2015
         name = f"conv{number}"
         x = layers.Conv2D(width, padding="same", use_bias=False, kernel_initializer=start, name=name, **steps)(x)
-        x = layers.MaxPooling2D(padding="same", name=f"pool{number}")(x)
+        if number <= pooled:
+            x = layers.MaxPooling2D(padding="same", name=f"pool{number}")(x)
         # Keras' momentum of 0.99 averages over more batches than a small set has in several epochs.
         x = layers.BatchNormalization(momentum=0.9, name=f"{name}_bn")(x)
         x = layers.ReLU(name=f"{name}_relu")(x)
