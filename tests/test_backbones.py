@@ -93,7 +93,7 @@ def test_one_channel_and_images_of_any_shape(name):
 def test_small_images_are_enlarged_inside_and_keep_their_aspect():
     model = backbones.build("PhantomNet", (12, 8, 1), weights="none")
     assert model.get_layer("enlarge").output.shape == (None, 24, 16, 1)
-    assert outputs(model, noise(2, 12, 8, 1)).shape == (2, 64)
+    assert outputs(model, noise(2, 12, 8, 1)).shape == (2, FEATURES["PhantomNet"])
     with pytest.raises(ValueError, match="enlarge"):
         built("PhantomNet").get_layer("enlarge")
     model = backbones.build("Xception", (36, 36, 1), weights="none")
@@ -225,8 +225,8 @@ def test_a_linear_head_moves_into_the_model_and_into_a_bundle(classes, tmp_path)
     pixels, labels = noise(40, SIDE, SIDE, 1), np.arange(40) % classes
     extractor = backbones.join([built("PhantomNet", 1), built("MobileNet", 1)])
     features = models.predict(extractor, pixels)
-    assert features.shape == (40, 64 + 256)
-    close(features[:, 64:], outputs(built("MobileNet", 1), pixels))
+    assert features.shape == (40, 320 + 256)
+    close(features[:, 320:], outputs(built("MobileNet", 1), pixels))
     head = make_pipeline(StandardScaler(), LogisticRegression(C=0.01)).fit(features, labels)
     model = backbones.with_head(extractor, head)
     expected = head.predict_proba(features)[:, 1] if classes == 2 else head.predict_proba(features)
