@@ -41,8 +41,7 @@ def test_killed_at_twenty_random_moments_of_download_caching_and_splitting(serve
     assert done.returncode == 0, done.stderr[-3000:]
     answer = json.loads(done.stdout)
     ends = Counter(code for code, _, _ in answer["results"])
-    # The moments follow from how long the way took before; on a busy machine up to half of the runs end sooner.
-    assert ends[-signal.SIGKILL] >= 5 and set(ends) <= {-signal.SIGKILL, 0}, ends
+    assert ends[-signal.SIGKILL] >= 10 and set(ends) <= {-signal.SIGKILL, 0}, ends
     reached = Counter(stage for _, stage, _ in answer["results"])
     assert reached["part of the download"] >= 2 and len(reached) >= 2, f"the moments hit one stage only: {reached}"
     assert all(found == answer["expected"] for *_, found in answer["results"])

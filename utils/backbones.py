@@ -208,11 +208,11 @@ def phantom_net(*, seed):
     inputs = keras.Input((None, None, 1), name="grey")
     depth = len(PHANTOM_WIDTHS)
     last = convolutions(inputs, PHANTOM_WIDTHS, seed=seed, pooled=depth - 1)
-    chain = keras.Model(inputs, last)
-    maps = [chain.get_layer(f"conv{number}_relu").output for number in range(2, depth)] + [last]
-    for number in range(2, depth - 1):
-        cell = 2 ** (depth - 1 - number)
-        maps[number - 2] = layers.AveragePooling2D(cell, padding="same", name=f"average{number}")(maps[number - 2])
+    chain, maps = keras.Model(inputs, last), []
+    for number in range(2, depth + 1):
+        seen = chain.get_layer(f"conv{number}_relu").output
+        cell = 2 ** max(0, depth - 1 - number)  # the last two are of one size
+        maps.append(layers.AveragePooling2D(cell, padding="same", name=f"average{number}")(seen) if cell > 1 else seen)
     return keras.Model(inputs, layers.Concatenate(name="maps")(maps), name="trunk")
 
 

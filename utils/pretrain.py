@@ -2,13 +2,13 @@
 
     python -m utils.pretrain
 
-takes some ten minutes on two cores and writes `utils/weights/phantomnet.weights.h5` and `phantomnet.json`, its card.
+takes some seven minutes on two cores and writes `utils/weights/phantomnet.weights.h5` and `phantomnet.json`, its card.
 Nobody needs to run it: both are part of the course.
 
 One label a picture is little to learn from. A simulator knows more, so the network has to answer more: the disease,
-the view, sex and age of the patient, and after every convolution where the lungs and the lesions are. Real hospitals
-differ more than the simulator's, so training shows every radiograph in many looks (*domain randomisation*, Tobin et al.
-2017, arXiv:1703.06907): what all of them share is the anatomy and the disease.
+the view, sex and age of the patient, and from the second convolution on where the lungs and the lesions are. Real
+hospitals differ more than the simulator's, so training shows every radiograph in many looks (*domain randomisation*,
+Tobin et al. 2017, arXiv:1703.06907): what all of them share is the anatomy and the disease.
 """
 
 import json
