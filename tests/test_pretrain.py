@@ -76,6 +76,18 @@ def test_what_is_asked_is_what_the_simulator_knows():
     assert 0.1 < where[..., 0].mean() < 0.6 and where[..., 1].mean() < where[..., 0].mean()
 
 
+def test_masks_are_cut_like_their_radiographs():
+    pixels, _ = pretrain.prepared(range(100), "B")  # B shows the collimator most often
+    differs = 0
+    for index, lungs in enumerate(pixels[..., 1] / 255):
+        taken = phantom.take_radiograph(phantom.make_patient(index, seed=pretrain.SEED, hospital="B"), 0)
+        inside = taken.lung_mask[images.frame(taken.image)]
+        share = inside.sum() / max(inside.shape) ** 2  # the rest of the square is padding
+        assert abs(lungs.mean() - share) < 0.01
+        differs += abs(share - taken.lung_mask.mean()) > 0.02
+    assert differs >= 3
+
+
 def test_the_whole_way_leaves_weights_and_a_card_that_fit(tmp_path, monkeypatch):
     path = tmp_path / "weights" / "phantomnet.weights.h5"
     monkeypatch.setattr(backbones, "PHANTOM_WEIGHTS", path)
