@@ -39,7 +39,7 @@ PROFILES = {
         image_size=128,
         transfer_size=128,
         epochs=16,
-        steps=25,
+        steps=60,
         folds=1,
         resamples=1000,
     ),

@@ -19,7 +19,7 @@ class Score(NamedTuple):
     n: int
 
 
-def patient_bootstrap(score, patients, *, seed, resamples):
+def patient_bootstrap(score, patients, *, seed, resamples, among=None):
     """Score with a 95 % percentile interval from drawing whole patients with replacement.
 
     Images of one patient are alike, so drawing single images would give an interval that is too narrow
@@ -33,24 +33,27 @@ def patient_bootstrap(score, patients, *, seed, resamples):
     patients : array-like
         The patient of each image.
     seed, resamples : int
+    among : array-like of bool, optional
+        The images that the score is a share of: they are its n. Default: all.
 
     Returns
     -------
     Score
-        `lo` and `hi` are NaN when there are fewer than two patients or no draw has a score.
+        `lo` and `hi` are NaN when there are fewer than two patients (`among` these images) or no draw has a score.
     """
     codes, names = pd.factorize(np.asarray(patients))
+    among = np.ones(len(codes), bool) if among is None else np.asarray(among, bool)
     value = float(score(np.ones((1, len(codes))))[0])
-    if len(names) < 2:
-        return Score(value, np.nan, np.nan, len(codes))
+    if len(np.unique(codes[among])) < 2:
+        return Score(value, np.nan, np.nan, int(among.sum()))
     draws = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
     some = np.array_split(draws.astype(float), -(-resamples // 200))  # at a time, so that memory stays small
     values = np.concatenate([score(draw[:, codes]) for draw in some])
     values = values[~np.isnan(values)]
     lo, hi = np.percentile(values, [2.5, 97.5]) if len(values) else (np.nan, np.nan)
     if value == lo == 1:  # no draw can show a mistake where there is none: the exact bound (Clopper & Pearson 1934)
-        lo = 0.025 ** (1 / len(names))
-    return Score(value, float(lo), float(hi), len(codes))
+        lo = 0.025 ** (1 / len(np.unique(codes[among])))
+    return Score(value, float(lo), float(hi), int(among.sum()))
 
 
 def accuracy(truth, predicted, patients, *, seed, resamples):
@@ -107,6 +110,152 @@ def binary_scores(truth, probability, patients, *, threshold, seed, resamples):
     }
 
 
+def class_scores(truth, predicted, patients, *, classes, seed, resamples):
+    """Score calls class by class: whatever a confusion matrix holds.
+
+    Parameters
+    ----------
+    truth, predicted : array-like
+        Class numbers, int (images,).
+    patients : array-like
+        (images,).
+    classes : sequence of str
+        Their names, by number.
+    seed, resamples : int
+
+    Returns
+    -------
+    dict of dict of Score
+        Under "all": `accuracy`, `balanced_accuracy` (mean sensitivity), `macro_f1` (mean F1) and `weighted_f1` (each
+        class by its number of images). Under the name of each class: `precision` (share of its calls that are right),
+        `sensitivity`, `specificity` (share of the other images that are not called it) and `f1` (harmonic mean of the
+        first two). NaN where nothing can be counted: a class that is never called has no precision. A class without an
+        image leaves balanced accuracy and macro F1 without a value.
+    """
+    truth, predicted, count = np.asarray(truth, int), np.asarray(predicted, int), len(classes)
+    cell = np.eye(count * count)[truth * count + predicted]
+
+    def scored(formula, among=None):
+        def score(weights):
+            return formula((weights @ cell).reshape(-1, count, count))  # draws, truth, called
+
+        return patient_bootstrap(score, patients, seed=seed, resamples=resamples, among=among)
+
+    found = {"all": {name: scored(formula) for name, formula in _OVERALL.items()}}
+    for number, name in enumerate(classes):
+        found[name] = {
+            "precision": scored(lambda m: _share(m[:, number, number], m[:, :, number].sum(1)), predicted == number),
+            "sensitivity": scored(lambda m: _sensitivities(m)[:, number], truth == number),
+            "specificity": scored(lambda m: _specificity(m, number), truth != number),
+            "f1": scored(lambda m: _f1(m)[:, number]),
+        }
+    return found
+
+
+def _share(part, whole):
+    return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=whole > 0)
+
+
+def _sensitivities(matrices):
+    return _share(np.diagonal(matrices, axis1=1, axis2=2), matrices.sum(axis=2))
+
+
+def _specificity(matrices, number):
+    others = np.arange(matrices.shape[1]) != number
+    return 1 - _share(matrices[:, others, number].sum(axis=1), matrices[:, others].sum(axis=(1, 2)))
+
+
+def _f1(matrices):
+    right = np.diagonal(matrices, axis1=1, axis2=2)
+    return _share(2 * right, matrices.sum(axis=1) + matrices.sum(axis=2))
+
+
+def _weighted_f1(matrices):
+    share = matrices.sum(axis=2) / matrices.sum(axis=(1, 2))[:, None]
+    return np.where(share > 0, _f1(matrices) * share, 0).sum(axis=1)  # a class without an image weighs nothing
+
+
+_OVERALL = {
+    "accuracy": lambda m: _share(np.trace(m, axis1=1, axis2=2), m.sum(axis=(1, 2))),
+    "balanced_accuracy": lambda m: _sensitivities(m).mean(axis=1),
+    "macro_f1": lambda m: _f1(m).mean(axis=1),
+    "weighted_f1": _weighted_f1,
+}
+
+
+def curve_scores(truth, probability, patients, *, seed, resamples):
+    """Score a ranking, whatever the threshold.
+
+    Parameters
+    ----------
+    truth : array-like
+        bool or 0/1, (images,).
+    probability : array-like
+        float, (images,): of what `truth` says.
+    patients : array-like
+        (images,).
+    seed, resamples : int
+
+    Returns
+    -------
+    dict of Score
+        `auroc` (area under the receiver operating characteristic; guessing: 0.5) and `average_precision` (area under
+        the precision-recall curve, in steps; guessing: the share of the positive class). NaN where a class is missing.
+    """
+    truth, probability = np.asarray(truth, bool), np.asarray(probability, float)
+    areas = {"auroc": _auroc, "average_precision": _average_precision}
+    options = {"seed": seed, "resamples": resamples}
+    return {
+        name: patient_bootstrap(lambda w: area(truth, probability, w), patients, **options)
+        for name, area in areas.items()
+    }
+
+
+def auroc_difference(truth, probability, other, patients, *, seed, resamples):
+    """Difference of the AUROC of two models on the same images, `probability` minus `other`, as a paired `Score`."""
+    truth = np.asarray(truth, bool)
+    one, two = np.asarray(probability, float), np.asarray(other, float)
+    return patient_bootstrap(
+        lambda w: _auroc(truth, one, w) - _auroc(truth, two, w), patients, seed=seed, resamples=resamples
+    )
+
+
+def predictive_values(truth, called, patients, *, prevalence, seed, resamples):
+    """Say what a call would be worth where the disease is more or less frequent than in the test set.
+
+    Sensitivity and specificity are taken from the test, the frequency from outside (Bayes' theorem): that holds only
+    as far as patients there look like those here.
+
+    Parameters
+    ----------
+    truth, called : array-like
+        bool or 0/1, (images,).
+    patients : array-like
+        (images,).
+    prevalence : float
+        Share of diseased people, between 0 and 1.
+    seed, resamples : int
+
+    Returns
+    -------
+    dict of Score
+        `ppv` (share of the called who are diseased), `npv` (share of the others who are healthy).
+    """
+    truth, called = np.asarray(truth, bool), np.asarray(called, bool)
+
+    def value(weights, positive):
+        sensitivity, specificity = _mean(called, weights * truth), _mean(~called, weights * ~truth)
+        sick = prevalence * (sensitivity if positive else 1 - sensitivity)
+        healthy = (1 - prevalence) * (1 - specificity if positive else specificity)
+        return _share(sick if positive else healthy, sick + healthy)
+
+    options = {"seed": seed, "resamples": resamples}
+    return {
+        name: patient_bootstrap(lambda w: value(w, positive), patients, **options)
+        for name, positive in (("ppv", True), ("npv", False))
+    }
+
+
 def _right(truth, predicted):
     return (np.atleast_2d(predicted) == np.asarray(truth)).mean(axis=0)
 
@@ -116,20 +265,30 @@ def _by_class(right, truth, weights):
 
 
 def _mean(right, weights):
-    total = weights.sum(axis=1)
-    return np.divide(weights @ np.asarray(right, float), total, out=np.full(len(total), np.nan), where=total > 0)
+    return _share(weights @ np.asarray(right, float), weights.sum(axis=1))
 
 
 def _auroc(truth, probability, weights):
     # The share of pairs (diseased, healthy) in the right order, ties one half: for all draws at once, which
     # scikit-learn's roc_auc_score, one draw at a time, takes two hundred times as long for.
+    positive, negative = _by_output(truth, probability, weights)
+    below = np.cumsum(negative, axis=1) - negative / 2
+    return _share((positive * below).sum(axis=1), positive.sum(axis=1) * negative.sum(axis=1))
+
+
+def _average_precision(truth, probability, weights):
+    positive, negative = _by_output(truth, -probability, weights)
+    called = np.cumsum(positive, axis=1)
+    precision = np.nan_to_num(_share(called, called + np.cumsum(negative, axis=1)))
+    found = _share((positive * precision).sum(axis=1), positive.sum(axis=1))
+    return np.where(negative.sum(axis=1) > 0, found, np.nan)
+
+
+def _by_output(truth, probability, weights):
+    # Drawn images of each class at every different output, from the lowest up: float (draws, outputs), twice.
     order = np.argsort(probability, kind="stable")
     starts = np.flatnonzero(np.diff(probability[order], prepend=-np.inf))
-    positive = np.add.reduceat((weights * truth)[:, order], starts, axis=1)
-    negative = np.add.reduceat((weights * ~truth)[:, order], starts, axis=1)
-    below = np.cumsum(negative, axis=1) - negative / 2
-    pairs = positive.sum(axis=1) * negative.sum(axis=1)
-    return np.divide((positive * below).sum(axis=1), pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
+    return [np.add.reduceat((weights * one)[:, order], starts, axis=1) for one in (truth, ~truth)]
 
 
 def difference(right, right_other, patients, *, truth=None, seed, resamples):
@@ -172,8 +331,17 @@ def table(scores):
     pandas.DataFrame
         One row a model: value, 95 % interval, n.
     """
-    rows = {name: (f"{s.value:.3f}", f"[{s.lo:.3f}, {s.hi:.3f}]", s.n) for name, s in scores.items()}
+    rows = {name: (_written(s.value), interval(s), s.n) for name, s in scores.items()}
     return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "95 % interval", "n (images)"])
+
+
+def _written(number):
+    return "–" if np.isnan(number) else f"{number:.3f}"
+
+
+def interval(score):
+    """Write the ends of a score's 95 % interval: "[0.912, 0.968]", or "not known"."""
+    return "not known" if np.isnan(score.lo) else f"[{score.lo:.3f}, {score.hi:.3f}]"
 
 
 def save_results(run, notebook, numbers):
