@@ -443,6 +443,17 @@ def _fetch(args):
     return 0
 
 
+def _validate(args):
+    from utils import metrics, validation
+
+    found = validation.validate(args.bundle, args.folder)
+    for line in found.notes:
+        _say(line)
+    _say(metrics.table(found.scores).to_string())
+    _say("For teaching, never for diagnosis.")
+    return 0
+
+
 def _report(args):
     run = _start(args)
     entries = _entries(run)
@@ -539,6 +550,7 @@ def _parser():
         "run": (_run, "run the notebooks in order, check their results and write a report"),
         "check": (_check, "compare the results of a run with their accepted ranges"),
         "report": (_report, "write report.html and report.json of a run again"),
+        "validate": (_validate, "test a model bundle on a folder of X-rays that it was never trained on"),
         "fetch": (_fetch, "download a data set, for instance into the folder that a class shares"),
         "notebooks": (_notebooks, "execute the notebooks in place, for their stored outputs"),
     }
@@ -546,6 +558,10 @@ def _parser():
         about = f"{text.capitalize()}."
         command = commands.add_parser(name, help=text, description=about, allow_abbrev=False)
         command.set_defaults(function=function)
+        if name == "validate":
+            command.add_argument("bundle", metavar="BUNDLE", help="a folder such as data/models/phantom-fast.transfer")
+            command.add_argument("folder", metavar="FOLDER", help="Actualmed, Figure 1, or one sub-folder a class")
+            continue
         if name not in ("report", "fetch"):
             command.add_argument("notebooks", nargs="*", metavar="NN", help="by number (default: all)")
         if name == "notebooks":
@@ -566,7 +582,8 @@ def _parse(argv):
     parser = _parser()
     args, unknown = parser.parse_known_args(argv)
     if unknown:
-        known = ["--dataset", "--profile", "--raw", "--seed", "--help"] if args.command != "notebooks" else []
+        takes_none = args.command in ("notebooks", "validate")
+        known = [] if takes_none else ["--dataset", "--profile", "--raw", "--seed", "--help"]
         near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         parser.error(f"{args.command} does not know {' '.join(unknown)}.{hint}")

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from utils import config
 from utils.errors import CourseError
 from utils.sources import (
     _fetch,
@@ -27,7 +28,7 @@ from utils.sources import (
 )
 from utils.sources._selection import COLUMNS, FRONTAL, LABELS, Source
 
-__all__ = ["COLUMNS", "FRONTAL", "LABELS", "DOWNLOADS", "Loaded", "Source", "fetch", "load", "require_labels"]
+__all__ = ["COLUMNS", "FRONTAL", "LABELS", "DOWNLOADS", "Loaded", "Source", "fetch", "load", "load_folder", "require_labels"]
 
 # The sets of each DATASET. `cohen` is the combination of many papers of 2020, and of their mistakes: nearly all its
 # normal images show children (Kermany), every COVID-19 image an adult or an image from a publication (ieee8023).
@@ -108,6 +109,40 @@ def load(run, *, say=_log.info):
     if run.dataset != "phantom" and run.settings.images_per_label is not None:
         special = selection.sources[0].fast_images_per_label if len(selection.sources) == 1 else None
         selection.draw(special or run.settings.images_per_label)
+    return _loaded(selection)
+
+
+def load_folder(path):
+    """Read whatever set a folder holds, whole: a known one by its layout, else one sub-folder a class.
+
+    Nothing is downloaded. The external sets, Actualmed and Figure 1, are read like any other.
+
+    Parameters
+    ----------
+    path : path-like
+
+    Returns
+    -------
+    Loaded
+
+    Raises
+    ------
+    CourseError
+        No such folder; none of these layouts, or several sets in one folder; no image that can be used.
+    """
+    run = config.start(str(path), "full")
+    there = config.Run("all", "full", Path(run.dataset), run.seed)
+    roots = {module: module.find(there, required=False) for module in every.EXTERNAL + every.TRAINING}
+    found = {module: root for module, root in roots.items() if root}
+    if len(found) > 1:
+        names = ", ".join(str(root) for root in found.values())
+        raise CourseError(f"{path} holds {len(found)} data sets; name the folder of one: {names}.")
+    selection = next((module.select(root) for module, root in found.items()), None) or folder.read(run)
+    selection.require_any()
+    return _loaded(selection)
+
+
+def _loaded(selection):
     steps, skipped = selection.records()
     return Loaded(selection.root, selection.manifest(), steps, skipped, selection.sources, selection.twins,
                   selection.with_hashes(selection.external)[list(COLUMNS)])
