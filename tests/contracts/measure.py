@@ -53,8 +53,8 @@ def main(dataset="phantom", raw=""):
 
 
 def is_held(name):
-    """Ends of intervals follow from score and n; sensitivity and specificity trade places, AUROC and accuracy hold."""
-    return not re.search(r"\.(lo|hi)$|(sensitivity|specificity)$", name)
+    """Ends of intervals follow from score and n; sensitivity, specificity, precision trade places, areas and accuracy hold."""
+    return not re.search(r"\.(lo|hi)$|(sensitivity|specificity|(?<!average_)precision)(_at_card)?$", name)
 
 
 def accepted(values):
