@@ -40,6 +40,8 @@ def test_results_lie_within_their_ranges(executed, request, notebook):
         ("03_binary_cnn", "binary.small_cnn", ("accuracy", "auroc")),
         ("04_transfer_learning", "multiclass.transfer", ("accuracy", "balanced_accuracy")),
         ("04_transfer_learning", "multiclass.ensemble", ("accuracy", "balanced_accuracy")),
+        ("05_evaluation", "binary.small_cnn", ("test_accuracy", "test_balanced_accuracy")),
+        ("05_evaluation", "multiclass.ensemble", ("test_accuracy", "test_balanced_accuracy")),
     ],
 )
 def test_predicting_the_majority_falls_outside(executed, request, notebook, model, metrics):

@@ -8,13 +8,13 @@ The items follow two reporting guidelines, in our words: CLAIM, the checklist fo
 import numpy as np
 import pandas as pd
 
-from utils import metrics
+from utils import metrics, splits
 from utils.files import write_text
 
 NOT_RECORDED = "not known: not recorded in this data set"
 
 
-def fill(run, card, table, part, *, model, scores, failures):
+def fill(run, card, table, part, *, model, scores, remarks):
     """Answer every item for one bundle.
 
     Parameters
@@ -28,21 +28,23 @@ def fill(run, card, table, part, *, model, scores, failures):
         str, (rows,): the split.
     model : keras.Model
     scores : dict of utils.metrics.Score
-        On the test images, by name.
-    failures : str
-        What was found about the mistakes.
+        On the test images, by name; those that need a decision at the card's own.
+    remarks : dict
+        What else was found on the test images: answers by item, "Failures" and "Subgroups" among them.
 
     Returns
     -------
     pandas.DataFrame
         section, item, answer; one row an item, no answer empty.
     """
+    asked = table["label"].isin(card["classes"]).to_numpy() | (card["task"] == "abnormal")
+    table, part = table[asked], part[asked]
     sections = {
         "Purpose": _purpose(run, card),
         "Data": _data(run, table) | _people(run, table) | _labels(run),
         "Preparation": _preparation(card, table, part),
         "Model": _model(card, model),
-        "Evaluation": _evaluation(card, scores, failures),
+        "Evaluation": _evaluation(scores) | remarks,
         "Limits and access": _limits(run),
     }
     rows = [(section, item, answer) for section, items in sections.items() for item, answer in items.items()]
@@ -60,34 +62,49 @@ def write(run, name, filled):
     return path
 
 
+def _of(run, *, simulated, published, own):
+    """Choose an answer by what the radiographs are: simulated, published by others, or a user's own folder."""
+    return own if run.is_folder else simulated if run.dataset == "phantom" else published
+
+
 def _purpose(run, card):
-    simulated = run.dataset == "phantom"
     return {
         "Question": f"{card['task']}: {', '.join(card['classes'])}, from one frontal chest radiograph",
         "Intended use": card["purpose"],
         "Intended users": "students and teachers of medical image classification",
         "Must not be used for": "any decision about a person",
         "Role in care": "not applicable: no use in care is intended",
-        "Study design": "simulation"
-        if simulated
-        else "retrospective: radiographs that others have collected and published",
+        "Study design": _of(
+            run,
+            simulated="simulation",
+            published="retrospective: radiographs that others have collected and published",
+            own="not known: a folder of its user",
+        ),
     }
 
 
 def _data(run, table):
-    simulated = run.dataset == "phantom"
+    unnamed = table["patient"].str.startswith("unknown/").mean()
+    guessed = f"; {unnamed:.0%} of the images name no patient: there near-duplicates count as one" if unnamed else ""
     return {
         "Data set": f"{run.short_dataset}, profile {run.profile}",
         "Sources": _counted(table["source"]),
-        "Setting and dates": "not applicable: simulated"
-        if simulated
-        else "not known: the manifest has neither; what the authors of the set say stands in notebook 01",
-        "Who was included": "readable frontal radiographs with a known label; notebook 01 counts what each step leaves out",
-        "Number": f"{len(table)} images of {table['patient'].nunique()} patients",
+        "Setting and dates": _of(
+            run,
+            simulated="not applicable: simulated",
+            published="not known: the manifest has neither; what the authors of the set say stands in notebook 01",
+            own="not known: a folder of its user",
+        ),
+        "Who was included": "readable images with a known label; notebook 01 counts what each step leaves out"
+        + _of(run, simulated="", published="; frontal views only, as far as recorded", own="; views are not recorded"),
+        "Number": f"{len(table)} images of {table['patient'].nunique()} patients{guessed}",
         "Reason for this number": "not applicable: nothing was calculated beforehand; intervals show what it allows",
-        "De-identification": "not applicable: nobody is behind a simulated radiograph"
-        if simulated
-        else "done by those who published the set; nothing but pixels reaches the model",
+        "De-identification": _of(
+            run,
+            simulated="not applicable: nobody is behind a simulated radiograph",
+            published="by those who published the set; the model sees pixels only",
+            own="not known: up to the owner of the folder; the model sees pixels only",
+        ),
     }
 
 
@@ -98,7 +115,7 @@ def _people(run, table):
         "Age": f"median {age.median():.0f}, {age.min():.0f} to {age.max():.0f} years" if len(age) else NOT_RECORDED,
         "Sex": _counted(table["sex"]),
         "View": _counted(table["view"]),
-        "Ethnicity": "not applicable: simulated" if run.dataset == "phantom" else NOT_RECORDED,
+        "Ethnicity": _of(run, simulated="not applicable: simulated", published=NOT_RECORDED, own=NOT_RECORDED),
         "Missing values": ", ".join(f"{name} {share:.0%}" for name, share in missing.items())
         + "; none was filled in: the model sees pixels only",
     }
@@ -119,14 +136,14 @@ def _labels(run):
 def _preparation(card, table, part):
     told = {name: value for name, value in card["preprocessing"].items() if name != "version"}
     counts = [
-        f"{name} {np.sum(part == name)} images of {table.loc[part == name, 'patient'].nunique()} patients"
-        for name in ("train", "validation", "test")
+        f"{name}: {_counted(table.loc[part == name, 'label'])}, of {table.loc[part == name, 'patient'].nunique()} patients"
+        for name in splits.PARTS
     ]
     return {
         "Preprocessing": ", ".join(f"{name} {_plain(value)}" for name, value in told.items()),
         "Version of the preprocessing": str(card["preprocessing"]["version"]),
         "Partition": "; ".join(counts),
-        "Level of the partition": "patients: none is in two parts",
+        "Level of the partition": "patients, as far as they are known: none is in two parts",
         "Identity of data and partition": f"manifest {card['manifest']}, split {card['split']}",
     }
 
@@ -150,17 +167,15 @@ def _model(card, model):
     }
 
 
-def _evaluation(card, scores, failures):
+def _evaluation(scores):
     found = {
         name: f"{s.value:.3f}, 95 % interval {metrics.interval(s)}, n = {s.n} images" for name, s in scores.items()
     }
     return {
-        "Tested on": "the test images of the same sources, once, after everything was chosen",
+        "Tested on": "test images of the same sources; nothing was chosen on them (03 and 04 show an accuracy on them, too)",
         "Uncertainty": "95 % intervals from drawing whole patients with replacement",
         **{f"Score: {name}": text for name, text in found.items()},
-        "Subgroups": "by view, sex, age and source, as far as recorded: notebook 05, section 8",
-        "Failures": failures,
-        "Other hospitals": "not known: not measured here; a score does not travel (notebook 07)",
+        "Other hospitals": "not known: not measured here; a score does not travel",
         "Explanations": "not applicable: none is part of the model",
     }
 
@@ -174,7 +189,12 @@ def _limits(run):
         "Involvement of patients": "not applicable: teaching material, no study",
         "Funding": "not applicable: no study was funded",
         "Code": "all of it: notebooks and utils of this course",
-        "Data access": "built in" if run.dataset == "phantom" else "as notebook 01 says, set by set, with licences",
+        "Data access": _of(
+            run,
+            simulated="built in",
+            published="as notebook 01 says, set by set, with licences",
+            own="not known: up to the owner of the folder",
+        ),
     }
 
 

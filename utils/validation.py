@@ -42,8 +42,10 @@ def validate(bundle, folder):
     """
     bundle = Path(bundle)
     model, options, card = models.open_bundle(bundle)
-    if len(card["classes"]) != 2:
-        raise CourseError(f"validate needs a bundle of two classes; {bundle} has {len(card['classes'])}.")
+    if len(card["classes"]) != 2 or card["classes"][0] != "Normal":
+        raise CourseError(
+            f"validate needs a bundle of two classes, Normal and another; that of {bundle}: {', '.join(card['classes'])}."
+        )
     loaded = sources.load_folder(folder)
     table, notes = _asked(loaded.manifest, card)
     cache = images.cached(loaded.root, table, options, config.data_root() / "processed" / "pixels")
@@ -66,13 +68,15 @@ def validate(bundle, folder):
         f"Threshold {card['threshold']:.3f}: {card['decision']}.",
         f"{folder}: {len(table)} images of {table['patient'].nunique()} patients, {truth.sum()} of them positive.",
     ]
+    if truth.all() or not truth.any():
+        notes.append("Only one of the two classes is here: what needs both has no value.")
     unusable = f"{len(reasons)} files could not be used" + (f", the first: {reasons[0]}" if reasons else "") + "."
     return Validation(scores, [*about, *notes, note, unusable])
 
 
 def _asked(table, card):
     """Keep the images that the question is about."""
-    known = {"Normal", "COVID-19"} if card["task"] == "binary" else set(table["label"])
+    known = set(table["label"]) if card["task"] == "abnormal" else set(card["classes"])
     kept = table["label"].isin(known).to_numpy()
     others = table.loc[~kept, "label"].value_counts()
     left = [f"Left out, the question is not about them: {', '.join(f'{n} {label}' for label, n in others.items())}."]
