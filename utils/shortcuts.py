@@ -1,6 +1,7 @@
 """Shortcuts and other hospitals: phantoms with a planted shortcut, sources left out, heads that weigh sources alike."""
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple
 
 import cv2
@@ -45,7 +46,7 @@ def planted(folder, *, patients, seed, shortcut, hospitals, size=128):
     Phantoms
     """
     name = f"phantom-planted-{''.join(hospitals)}-{shortcut}-{patients}-{size}-s{seed}-v{phantom.VERSION}"
-    root = folder / name
+    root = Path(folder) / name
     options = {"shortcut": shortcut, "hospitals": hospitals, "images": 1}
     table = phantom.write(root, patients=patients, seed=seed, size=size, **options)
     with ThreadPoolExecutor() as pool:
@@ -81,24 +82,31 @@ def margin(side, share):
     return round(side * share / 2)
 
 
-def foreign_borders(pixels, share, *, rng):
-    """Give every image the border of another one, drawn at random: what a border tells is then wrong as often as right.
+def foreign_looks(pixels, share, *, rng):
+    """Give every image the tone of another one, drawn at random, and the border of a third.
+
+    What brightness, contrast and border tell of the label is then wrong as often as chance has it. The tone is the
+    mean and the deviation of the middle's grey values (as Reinhard et al. 2001 carry over colours).
 
     Parameters
     ----------
     pixels : numpy.ndarray
         uint8, (images, side, side, channels).
     share : float
-        The middle that `central` leaves stays.
+        The middle that `central` leaves stays in its place.
     rng : numpy.random.Generator
 
     Returns
     -------
     numpy.ndarray
-        A copy, same shape.
+        A copy, same shape and dtype.
     """
+    middle = central(pixels, share).astype(np.float32)
+    mean, deviation = (getattr(middle, name)((1, 2, 3), keepdims=True) for name in ("mean", "std"))
+    other = rng.permutation(len(pixels))
+    toned = (middle - mean) / np.maximum(deviation, 1) * deviation[other] + mean[other]
     mixed = pixels[rng.permutation(len(pixels))].copy()
-    central(mixed, share)[:] = central(pixels, share)
+    central(mixed, share)[:] = np.clip(np.round(toned), 0, 255)
     return mixed
 
 
@@ -150,7 +158,7 @@ def lung_masks(root, table, size):
     """
 
     def one(paths):
-        grey, mask = (images.read_grey(root / path) for path in paths)
+        grey, mask = (images.read_grey(Path(root, path)) for path in paths)
         mask = cv2.resize(mask, grey.shape[::-1], interpolation=cv2.INTER_NEAREST)
         return images.fit_square(mask[images.frame(grey)], size) > mask.max() / 2
 
@@ -162,7 +170,7 @@ def image_sizes(root, paths):
     """Return width and height in pixels of each file as it lies on disk, int (images, 2), from its header alone."""
 
     def one(path):
-        with Image.open(root / path) as image:
+        with Image.open(Path(root, path)) as image:
             return image.size
 
     with ThreadPoolExecutor() as pool:
