@@ -32,7 +32,7 @@ rows_of_a_set = st.lists(st.tuples(st.booleans(), st.sampled_from("ABCD")), min_
 def test_no_source_is_fitted_on_and_tested_on(rows, least, together):
     target, source = (np.array(column) for column in zip(*rows))
     among = np.arange(0, len(rows), 1 if len(rows) < 40 else 2)
-    pairs, skipped = shortcuts.left_out(target, source, among, together=together, least=least)
+    pairs, _ = shortcuts.left_out(target, source, among, together=together, least=least)
     for pair in pairs:
         assert not {pair.positive, pair.negative} & set(source[pair.fit])
         assert set(pair.fit) | set(pair.test) <= set(among)
@@ -238,11 +238,6 @@ def test_sharpness_finds_the_temperature_of_log_odds():
     pair = shortcuts.Pair("A", "B", np.arange(0), np.arange(20000))
     assert shortcuts.sharpness([pair], [odds / 4], target) == pytest.approx(4, rel=0.06)
     assert shortcuts.sharpness([pair], [-odds], target) == 0.1  # upside down: no use, but no mirror image either
-
-
-def test_a_refitted_threshold_parts_what_can_be_parted():
-    assert shortcuts.refitted_threshold([0, 0, 1, 1], [0.1, 0.2, 0.6, 0.9]) == pytest.approx(0.4)
-    assert shortcuts.refitted_threshold([False, True], [5.0, 7.0]) == pytest.approx(6.0)
 
 
 def test_nobody_of_the_local_sample_is_tested_on():

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_curve
 
 from utils import backbones, images, metrics, phantom, training
 from utils.backend import keras
@@ -426,14 +425,6 @@ def sharpness(pairs, outputs, target):
     fit = LogisticRegression(C=1e6, fit_intercept=False)
     fit.fit(np.concatenate(outputs)[:, None], np.concatenate(truth), sample_weight=weights)
     return float(max(fit.coef_[0, 0], 0.1))
-
-
-def refitted_threshold(target, output):
-    """The threshold with the highest sum of sensitivity and specificity (Youden 1950), half-way between two images."""
-    false, true, thresholds = roc_curve(np.asarray(target, bool), output, drop_intermediate=False)
-    best = int(np.argmax(true - false))
-    below = thresholds[min(best + 1, len(thresholds) - 1)]
-    return float((thresholds[best] + below) / 2) if np.isfinite(thresholds[best]) else float(thresholds[1])
 
 
 def local_sample(target, patients, *, images_a_class, rng):
