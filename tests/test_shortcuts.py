@@ -69,7 +69,7 @@ def test_one_at_a_time_leaves_out_single_sources():
 def test_a_single_source_gives_no_pair():
     target = np.arange(40) % 2 == 0
     pairs, skipped = shortcuts.left_out(target, np.full(40, "A"), np.arange(40))
-    assert pairs == [] and len(skipped) == 1
+    assert pairs == [] and len(skipped) == 1 and "no other source" in skipped[0]
 
 
 def test_one_source_each_takes_two_different_sources_where_it_can():

@@ -216,7 +216,8 @@ def left_out(target, source, rows, *, together=True, least=LEAST):
             fit = rows[~np.isin(source[rows], (one, other))]
             test = rows[np.where(target[rows], source[rows] == one, source[rows] == other)]
             if min(np.sum(target[fit]), np.sum(~target[fit])) < least:
-                skipped.append(f"{one} with {other}: the other sources do not show both classes")
+                why = "the other sources do not show both classes" if len(fit) else "there is no other source"
+                skipped.append(f"{one} with {other}: {why}")
             else:
                 pairs.append(Pair(str(one), str(other), fit, test))
     return pairs, skipped
