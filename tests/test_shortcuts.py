@@ -141,7 +141,7 @@ def test_the_crop_is_part_of_the_model(tmp_path):
     outside[:, :9] = 255
     assert np.array_equal(models.predict(model, pixels), models.predict(model, outside))
     inner = np.ascontiguousarray(shortcuts.central(pixels, 0.3))
-    plain = backbones.build("PhantomNet", inner.shape[1:], weights="phantom", mirrored=True)
+    plain = backbones.build("PhantomNet", inner.shape[1:], weights="phantom")
     assert np.allclose(models.predict(model, pixels), models.predict(plain, inner), atol=1e-5)
     head = shortcuts.head(models.predict(model, pixels), np.array([0, 1, 1]))
     whole = backbones.with_head(model, head)
@@ -203,6 +203,10 @@ def test_mean_over_pairs_is_the_mean_of_scikit_learns_scores_and_paired():
     calls = [one >= 2 for one in outputs]
     sensitivity = shortcuts.mean_over(pairs, calls, target, patients, score="sensitivity", **RULES).value
     assert sensitivity == pytest.approx(np.mean([call[target[p.test]].mean() for p, call in zip(pairs, calls)]))
+    weaker = shortcuts.mean_over(pairs, calls, target, patients, score="the weaker of both", **RULES).value
+    both = [((call == target[p.test])[target[p.test]].mean(), (call == target[p.test])[~target[p.test]].mean())
+            for p, call in zip(pairs, calls)]  # fmt: skip
+    assert weaker == pytest.approx(np.mean([min(pair) for pair in both]))
 
 
 def test_ask_fits_once_for_each_set_of_sources():

@@ -110,7 +110,7 @@ def foreign_looks(pixels, share, *, rng):
 
 
 def extractor(names, size, *, weights, crop=0.0):
-    """A feature extractor that looks at the middle of one grey channel and at its mirror image.
+    """A feature extractor that looks at the middle of one grey channel.
 
     Parameters
     ----------
@@ -130,7 +130,7 @@ def extractor(names, size, *, weights, crop=0.0):
     """
     edge = margin(size, crop)
     inner = (size - 2 * edge, size - 2 * edge, 1)
-    found = backbones.join([backbones.build(name, inner, weights=weights, mirrored=True) for name in names])
+    found = backbones.join([backbones.build(name, inner, weights=weights) for name in names])
     if not edge:
         return found
     inputs = keras.Input((size, size, 1), dtype="uint8", name="pixels")
@@ -372,10 +372,19 @@ def _share(called, weights):
     return np.divide(weights @ called.astype(float), total, out=np.full(len(total), np.nan), where=total > 0)
 
 
+def _found(truth, called, weights):
+    return _share(called[truth], weights[:, truth])
+
+
+def _spared(truth, called, weights):
+    return _share(~called[~truth], weights[:, ~truth])
+
+
 SCORES = {
     "auroc": metrics.weighted_auroc,
-    "sensitivity": lambda truth, called, weights: _share(called[truth], weights[:, truth]),
-    "specificity": lambda truth, called, weights: _share(~called[~truth], weights[:, ~truth]),
+    "sensitivity": _found,
+    "specificity": _spared,
+    "the weaker of both": lambda *three: np.minimum(_found(*three), _spared(*three)),
 }
 
 
