@@ -321,6 +321,26 @@ def _mean(right, weights):
     return _share(weights @ np.asarray(right, float), weights.sum(axis=1))
 
 
+def weighted_auroc(truth, output, weights):
+    """AUROC for many draws of weights at once.
+
+    Parameters
+    ----------
+    truth : numpy.ndarray
+        bool, (images,).
+    output : numpy.ndarray
+        float, (images,): any numbers, the higher the more likely positive.
+    weights : numpy.ndarray
+        float, (draws, images).
+
+    Returns
+    -------
+    numpy.ndarray
+        float, (draws,); NaN where a class has no weight.
+    """
+    return _auroc(np.asarray(truth, bool), np.asarray(output, float), weights)
+
+
 def _auroc(truth, probability, weights):
     # The share of pairs (diseased, healthy) in the right order, ties one half: for all draws at once, which
     # scikit-learn's roc_auc_score, one draw at a time, takes two hundred times as long for.

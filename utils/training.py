@@ -89,7 +89,7 @@ def fit(
     return pd.DataFrame(history.history, index=pd.RangeIndex(1, len(history.epoch) + 1, name="epoch"))
 
 
-def linear_head(features, targets):
+def linear_head(features, targets, *, C=0.01, weights=None):
     """Fit a linear classifier on frozen features: logistic regression on standardised inputs.
 
     Parameters
@@ -98,15 +98,21 @@ def linear_head(features, targets):
         float32, (images, features).
     targets : numpy.ndarray
         Class numbers, (images,).
+    C : float
+        The smaller, the more the head is restrained. 0.01 is strong already, since there are often more features than
+        images; it was chosen on DarkCovidNet, with seeds that the course never shows.
+    weights : numpy.ndarray, optional
+        How much each image counts, in standardising as well; (images,).
 
     Returns
     -------
     sklearn.pipeline.Pipeline
-        A `StandardScaler` and a `LogisticRegression`. C = 0.01 restrains it strongly, since there are often more
-        features than images; it was chosen on DarkCovidNet, with seeds that the course never shows.
+        A `StandardScaler` and a `LogisticRegression`.
     """
     with threadpool_limits(1):  # arrays this small are slower on several threads, on a busy computer ten times
-        return make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000)).fit(features, targets)
+        head = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=1000))
+        counted = {} if weights is None else {f"{step}__sample_weight": weights for step in head.named_steps}
+        return head.fit(features, targets, **counted)
 
 
 def held_out(recipe, rounds, *, seeds):
