@@ -292,7 +292,7 @@ def idle(tmp_path_factory):
         (["run", "--seed", "-1"], "SEED: expected a whole number"),
         (["run", "--dataset", "darkcovidnet", "--raw", "nowhere"], "there is no folder"),
         (["run", "--dataset", "darkcovidnet", "--raw", "notebooks"], "notebooks"),
-        (["run", "07"], "There is no notebook 07; there are: 00"),
+        (["run", "77"], "There is no notebook 77; there are: 00"),
         (["run", "DATASET=phantom"], "--dataset phantom"),
         (["chek"], "chek"),
         (["notebooks", "--seed", "8"], "--seed"),
