@@ -50,7 +50,7 @@ def test_every_draw_of_the_bootstrap_agrees_with_scikit_learn():
     expected = [sk.average_precision_score(truth, output, sample_weight=one) for one in weights]
     assert metrics._average_precision(truth, output, weights) == pytest.approx(np.array(expected))
     expected = [sk.roc_auc_score(truth, output, sample_weight=one) for one in weights]
-    assert metrics._auroc(truth, output, weights) == pytest.approx(np.array(expected))
+    assert metrics.weighted_auroc(truth, output, weights) == pytest.approx(np.array(expected))
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 4)), min_size=4, max_size=40))

@@ -67,6 +67,8 @@ def test_real_sets_run_through(runs, dataset, images, twins):
     assert evaluation["binary.transfer.test_accuracy"] > 0.6 and evaluation["multiclass.ensemble.test_macro_f1"] > 0.4
     cards = sorted((tmp_path / "results" / run).glob("model_card_*.md"))
     assert len(cards) == 4 and all("not known: not recorded" in card.read_text() for card in cards)
+    best = json.loads((tmp_path / "models" / f"{run}.abnormal_best" / "card.json").read_text())
+    assert best["task"] == "abnormal" and 0 < best["threshold"] < 1 and best["decision"]
     report = json.loads((tmp_path / "runs" / run / "report.json").read_text())
     assert [entry["status"] for entry in report["notebooks"]] == ["ok"] * len(list((ROOT / "notebooks").glob("*.ipynb")))
     assert "Traceback" not in done.stdout + done.stderr

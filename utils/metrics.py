@@ -77,18 +77,18 @@ def accuracy(truth, predicted, patients, *, seed, resamples):
     `predicted` is (images,), or (seeds, images) from a recipe that was trained several times: then the mean over them.
     """
     right = _right(truth, predicted)
-    return patient_bootstrap(lambda w: _mean(right, w), patients, seed=seed, resamples=resamples)
+    return patient_bootstrap(lambda w: weighted_share(right, w), patients, seed=seed, resamples=resamples)
 
 
 def balanced_accuracy(truth, predicted, patients, *, seed, resamples):
     """Mean over the classes of the share of right images: as `accuracy`, but guessing gets 1 / classes."""
     right, truth = _right(truth, predicted), np.asarray(truth)
-    options = {"seed": seed, "resamples": resamples, "behind": _rarest(truth, patients)}
+    options = {"seed": seed, "resamples": resamples, "behind": rarest(truth, patients)}
     return patient_bootstrap(lambda w: _by_class(right, truth, w), patients, **options)
 
 
-def _rarest(truth, patients):
-    # The images of the class with the fewest patients: what a mean over classes, or a ranking, is weakest in.
+def rarest(truth, patients):
+    """Mark the images of the class with the fewest patients: what a ranking, or a mean over classes, is weakest in."""
     truth, patients = np.asarray(truth), np.asarray(patients)
     count = {name: len(set(patients[truth == name])) for name in np.unique(truth)}
     return truth == min(count, key=count.get) if count else np.ones(len(truth), bool)
@@ -119,14 +119,16 @@ def binary_scores(truth, probability, patients, *, threshold, seed, resamples):
     right = _right(truth, probability >= threshold)
     options = {"seed": seed, "resamples": resamples}
 
-    def auroc(weights):
-        return np.mean([_auroc(truth, one, weights) for one in probability], axis=0)
+    def area(weights):
+        return np.mean([weighted_auroc(truth, one, weights) for one in probability], axis=0)
 
     return {
-        "accuracy": patient_bootstrap(lambda w: _mean(right, w), patients, **options),
-        "sensitivity": patient_bootstrap(lambda w: _mean(right, w * truth), patients, among=truth, **options),
-        "specificity": patient_bootstrap(lambda w: _mean(right, w * ~truth), patients, among=~truth, **options),
-        "auroc": patient_bootstrap(auroc, patients, behind=_rarest(truth, patients), **options),
+        "accuracy": patient_bootstrap(lambda w: weighted_share(right, w), patients, **options),
+        "sensitivity": patient_bootstrap(lambda w: weighted_share(right, w * truth), patients, among=truth, **options),
+        "specificity": patient_bootstrap(
+            lambda w: weighted_share(right, w * ~truth), patients, among=~truth, **options
+        ),
+        "auroc": patient_bootstrap(area, patients, behind=rarest(truth, patients), **options),
     }
 
 
@@ -159,13 +161,13 @@ def class_scores(truth, predicted, patients, *, classes, seed, resamples):
     truth, predicted, count = np.asarray(truth, int), np.asarray(predicted, int), len(classes)
     cell = np.eye(count * count)[truth * count + predicted]
 
-    rarest = _rarest(truth, patients)
+    weakest = rarest(truth, patients)
 
     def scored(formula, among=None):
         def score(weights):
             return formula((weights @ cell).reshape(-1, count, count))  # draws, truth, called
 
-        behind = rarest if among is None else among
+        behind = weakest if among is None else among
         return patient_bootstrap(score, patients, seed=seed, resamples=resamples, among=among, behind=behind)
 
     shown = np.unique(truth)
@@ -208,6 +210,15 @@ def _weighted_f1(matrices):
     return np.where(share > 0, _f1(matrices) * share, 0).sum(axis=1)  # a class without an image weighs nothing
 
 
+def auroc(truth, output, patients, *, seed, resamples):
+    """Area under the receiver operating characteristic, as a `Score`; NaN where a class is missing.
+
+    `output` is any number, float (images,): the higher, the likelier positive. Else as `curve_scores`.
+    """
+    options = {"seed": seed, "resamples": resamples, "behind": rarest(truth, patients)}
+    return patient_bootstrap(lambda w: weighted_auroc(truth, output, w), patients, **options)
+
+
 def curve_scores(truth, probability, patients, *, seed, resamples):
     """Score a ranking, whatever the threshold.
 
@@ -228,11 +239,11 @@ def curve_scores(truth, probability, patients, *, seed, resamples):
         the precision-recall curve, in steps; guessing: the share of the positive class). NaN where a class is missing.
     """
     truth, probability = np.asarray(truth, bool), np.asarray(probability, float)
-    areas = {"auroc": _auroc, "average_precision": _average_precision}
-    options = {"seed": seed, "resamples": resamples, "behind": _rarest(truth, patients)}
+    options = {"seed": seed, "resamples": resamples}
+    area, behind = lambda w: _average_precision(truth, probability, w), rarest(truth, patients)
     return {
-        name: patient_bootstrap(lambda w: area(truth, probability, w), patients, **options)
-        for name, area in areas.items()
+        "auroc": auroc(truth, probability, patients, **options),
+        "average_precision": patient_bootstrap(area, patients, behind=behind, **options),
     }
 
 
@@ -241,7 +252,11 @@ def auroc_difference(truth, probability, other, patients, *, seed, resamples):
     truth = np.asarray(truth, bool)
     one, two = np.asarray(probability, float), np.asarray(other, float)
     return patient_bootstrap(
-        lambda w: _auroc(truth, one, w) - _auroc(truth, two, w), patients, share=False, seed=seed, resamples=resamples
+        lambda w: weighted_auroc(truth, one, w) - weighted_auroc(truth, two, w),
+        patients,
+        share=False,
+        seed=seed,
+        resamples=resamples,
     )
 
 
@@ -306,18 +321,23 @@ def by_group(right, patients, groups, *, seed, resamples, least=10):
         if min(len(set(patients[rows])), len(set(patients[~rows]))) < least:
             few.append(name)
             continue
-        rates[name] = patient_bootstrap(lambda w: _mean(right, w * rows), patients, among=rows, **options)
+        rates[name] = patient_bootstrap(lambda w: weighted_share(right, w * rows), patients, among=rows, **options)
         gaps[name] = patient_bootstrap(
-            lambda w: _mean(right, w * rows) - _mean(right, w * ~rows), patients, among=rows, share=False, **options
+            lambda w: weighted_share(right, w * rows) - weighted_share(right, w * ~rows),
+            patients,
+            among=rows,
+            share=False,
+            **options,
         )
     return rates, gaps, few
 
 
 def _by_class(right, truth, weights):
-    return np.mean([_mean(right, weights * (truth == name)) for name in np.unique(truth)], axis=0)
+    return np.mean([weighted_share(right, weights * (truth == name)) for name in np.unique(truth)], axis=0)
 
 
-def _mean(right, weights):
+def weighted_share(right, weights):
+    """Share of right images in many draws: bool or float (images,) and float (draws, images) to float (draws,)."""
     return _share(weights @ np.asarray(right, float), weights.sum(axis=1))
 
 
@@ -338,13 +358,9 @@ def weighted_auroc(truth, output, weights):
     numpy.ndarray
         float, (draws,); NaN where a class has no weight.
     """
-    return _auroc(np.asarray(truth, bool), np.asarray(output, float), weights)
-
-
-def _auroc(truth, probability, weights):
     # The share of pairs (diseased, healthy) in the right order, ties one half: for all draws at once, which
     # scikit-learn's roc_auc_score, one draw at a time, takes two hundred times as long for.
-    positive, negative = _by_output(truth, probability, weights)
+    positive, negative = _by_output(np.asarray(truth, bool), np.asarray(output, float), weights)
     below = np.cumsum(negative, axis=1) - negative / 2
     return _share((positive * below).sum(axis=1), positive.sum(axis=1) * negative.sum(axis=1))
 

@@ -5,7 +5,6 @@ The items follow two reporting guidelines, in our words: CLAIM, the checklist fo
 (Collins et al. 2024, BMJ 385:e078378). Every item has an answer. "not applicable: reason" and "not known: reason" are answers.
 """
 
-import numpy as np
 import pandas as pd
 
 from utils import metrics, splits

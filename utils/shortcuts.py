@@ -355,29 +355,23 @@ def mean_over(pairs, outputs, target, patients, *, score="auroc", minus=None, se
     def gain(weights):
         return mean(weights, outputs) - (mean(weights, minus) if minus else 0)
 
-    whole = metrics.patient_bootstrap(gain, np.asarray(patients)[rows], seed=seed, resamples=resamples)
+    whose = np.asarray(patients)[rows]
+    options = {
+        "share": minus is None,
+        "behind": metrics.rarest(target[rows], whose),
+        "seed": seed,
+        "resamples": resamples,
+    }
+    whole = metrics.patient_bootstrap(gain, whose, **options)
     return whole._replace(n=len(np.unique(rows)))
 
 
-def auroc(target, output, patients, *, seed, resamples):
-    """AUROC as a `metrics.Score`; arguments as for `metrics.binary_scores`, but any numbers for outputs."""
-    target = np.asarray(target, bool)
-    return metrics.patient_bootstrap(
-        lambda weights: metrics.weighted_auroc(target, output, weights), patients, seed=seed, resamples=resamples
-    )
-
-
-def _share(called, weights):
-    total = weights.sum(axis=1)
-    return np.divide(weights @ called.astype(float), total, out=np.full(len(total), np.nan), where=total > 0)
-
-
 def _found(truth, called, weights):
-    return _share(called[truth], weights[:, truth])
+    return metrics.weighted_share(called, weights * truth)
 
 
 def _spared(truth, called, weights):
-    return _share(~called[~truth], weights[:, ~truth])
+    return metrics.weighted_share(~called, weights * ~truth)
 
 
 SCORES = {
