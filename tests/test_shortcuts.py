@@ -79,6 +79,9 @@ def test_one_source_each_takes_two_different_sources_where_it_can():
     assert found == {("B", "D"), ("C", "B"), ("C", "D")}
     alone = shortcuts.one_source_each(target, source, np.flatnonzero(source == "A"))
     assert len(alone) == 1 and len(alone[0]) == 20
+    # No source shows ten images of a class, but all together do: then all are learned from, and no row stays empty.
+    few = np.repeat([True, False], [12, 12]), np.tile(["E", "F"], 12)
+    assert [list(way) for way in shortcuts.one_source_each(*few, np.arange(24))] == [list(range(24))]
 
 
 @given(rows_of_a_set)

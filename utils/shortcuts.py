@@ -243,13 +243,13 @@ def one_source_each(target, source, fit, *, least=LEAST):
     Returns
     -------
     list of numpy.ndarray
-        Row numbers: the positive images of one source and the others of another.
+        Row numbers: the positive images of one source and the others of another; all of `fit` where no source has enough.
     """
     target, source = np.asarray(target, bool), np.asarray(source)
     positives, negatives = (_sources(source[fit[target[fit] == answer]], least) for answer in (True, False))
     ways = [(one, other) for one in positives for other in negatives]
     ways = [way for way in ways if way[0] != way[1]] or ways
-    return [fit[np.where(target[fit], source[fit] == one, source[fit] == other)] for one, other in ways]
+    return [fit[np.where(target[fit], source[fit] == one, source[fit] == other)] for one, other in ways] or [fit]
 
 
 def equal_weights(target, source):
