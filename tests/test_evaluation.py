@@ -275,6 +275,14 @@ def test_a_card_of_two_classes_has_a_threshold_and_one_of_three_has_none():
     assert calibration.tuned(truth, sure)["threshold"] is None
 
 
+@pytest.mark.parametrize("name", ["accuracy", "binary.[0 1 1].accuracy", "binary.small CNN.accuracy", "binary..accuracy"])
+def test_a_result_without_a_proper_name_is_not_saved(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXR_WORK_DIR", str(tmp_path))
+    with pytest.raises(ValueError, match="Expected a name"):
+        metrics.save_results(config.start(), "05_evaluation", {"binary.small_cnn.accuracy": 1.0, name: 0.5})
+    assert not config.start().results.exists()
+
+
 class Network:
     """As much of a model as a card asks for."""
 

@@ -464,7 +464,15 @@ def save_results(run, notebook, numbers):
         Its name without ending, as `03_binary_cnn`.
     numbers : dict
         Plain numbers by name: `<task>.<model>.<metric>`, with `.lo`, `.hi` and `.n` beside each score.
+
+    Raises
+    ------
+    ValueError
+        A name that is no such name: others look results up by it.
     """
+    for name in numbers:
+        if not re.fullmatch(r"[a-z0-9_]+(\.[a-z0-9_]+)+", name):
+            raise ValueError(f"Expected a name such as binary.small_cnn.accuracy; got {name[:80]!r}.")
     content = {
         "notebook": notebook,
         "dataset": run.short_dataset,
