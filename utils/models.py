@@ -305,7 +305,7 @@ def save_bundle(folder, model, *, options, card):
         The preprocessing that the model was trained on.
     card : dict
         What is known about the model: task (one of `TASKS`), classes in the order of its outputs, manifest, split,
-        seed, threshold, metrics.
+        seed, temperature, threshold, decision (how the threshold came about), metrics.
 
     Raises
     ------
