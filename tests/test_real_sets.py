@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def course(*arguments, work, **settings):
     command = [sys.executable, "-m", "utils.course", *arguments]
     environment = {**os.environ, "CXR_WORK_DIR": str(work), **settings}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1800)
 
 
 def results(work, run, notebook):
@@ -64,7 +64,8 @@ def test_real_sets_run_through(runs, dataset, images, twins):
     card = json.loads((tmp_path / "models" / f"{run}.transfer" / "card.json").read_text())
     assert card["pretrained"] == ("imagenet" if dataset == "darkcovidnet" else "phantom")
     evaluation = results(tmp_path, run, "05_evaluation")
-    assert evaluation["binary.transfer.test_accuracy"] > 0.6 and evaluation["multiclass.ensemble.test_macro_f1"] > 0.4
+    assert evaluation["binary.transfer.test_auroc"] > 0.6
+    assert evaluation["multiclass.ensemble.test_macro_f1"] > evaluation["multiclass.majority.test_macro_f1"]
     cards = sorted((tmp_path / "results" / run).glob("model_card_*.md"))
     assert len(cards) == 4 and all("not known: not recorded" in card.read_text() for card in cards)
     best = json.loads((tmp_path / "models" / f"{run}.abnormal_best" / "card.json").read_text())
