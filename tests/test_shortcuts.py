@@ -212,7 +212,7 @@ def test_mean_over_pairs_is_the_mean_of_scikit_learns_scores_and_paired():
     assert weaker == pytest.approx(np.mean([min(pair) for pair in both]))
 
 
-def test_ask_fits_once_for_each_set_of_sources():
+def test_a_remembered_recipe_fits_once_for_each_set_of_sources():
     target, source = hospitals()
     pairs, _ = shortcuts.left_out(target, source, np.arange(len(target)))
     fits = []
@@ -221,7 +221,9 @@ def test_ask_fits_once_for_each_set_of_sources():
         fits.append(frozenset(source[rows]))
         return lambda rows: rows * 1.0
 
+    recipe = shortcuts.remembered(recipe)
     outputs = shortcuts.ask(pairs, recipe)
+    assert all(np.array_equal(one, other) for one, other in zip(outputs, shortcuts.ask(pairs, recipe)))
     assert len(fits) == len(set(fits)) == len({frozenset(pair[:2]) for pair in pairs}) < len(pairs)
     assert all(np.array_equal(output, pair.test) for output, pair in zip(outputs, pairs))
 

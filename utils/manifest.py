@@ -122,6 +122,11 @@ def binary_task(manifest):
     return manifest["label"].isin(BINARY).to_numpy(), target.astype("float32")
 
 
+def abnormal(manifest):
+    """Return the target of the task *abnormal*, bool (rows,): any label but Normal."""
+    return (manifest["label"] != BINARY[0]).to_numpy()
+
+
 def provenance(run, manifest, split):
     """Return what a model's card says of its data: set, whether simulated, hashes of manifest and split."""
     simulated = run.dataset == "phantom"

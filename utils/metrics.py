@@ -76,8 +76,12 @@ def accuracy(truth, predicted, patients, *, seed, resamples):
 
     `predicted` is (images,), or (seeds, images) from a recipe that was trained several times: then the mean over them.
     """
-    right = _right(truth, predicted)
-    return patient_bootstrap(lambda w: weighted_share(right, w), patients, seed=seed, resamples=resamples)
+    return mean(_right(truth, predicted), patients, seed=seed, resamples=resamples)
+
+
+def mean(values, patients, *, seed, resamples):
+    """Mean over images of a share, 0 to 1, that each image has, as a `Score`."""
+    return patient_bootstrap(lambda w: weighted_share(values, w), patients, seed=seed, resamples=resamples)
 
 
 def balanced_accuracy(truth, predicted, patients, *, seed, resamples):
@@ -123,7 +127,7 @@ def binary_scores(truth, probability, patients, *, threshold, seed, resamples):
         return np.mean([weighted_auroc(truth, one, weights) for one in probability], axis=0)
 
     return {
-        "accuracy": patient_bootstrap(lambda w: weighted_share(right, w), patients, **options),
+        "accuracy": mean(right, patients, **options),
         "sensitivity": patient_bootstrap(lambda w: weighted_share(right, w * truth), patients, among=truth, **options),
         "specificity": patient_bootstrap(
             lambda w: weighted_share(right, w * ~truth), patients, among=~truth, **options

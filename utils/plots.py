@@ -176,6 +176,33 @@ def intervals(ax, scores, *, label, line=None, line_label="chance"):
     ax.grid(axis="x", alpha=0.3)
 
 
+def gaps(ax, scores, *, names, label, line):
+    """Draw two scores a row with their 95 % intervals, and the gap between them.
+
+    Parameters
+    ----------
+    ax : matplotlib.axes.Axes
+    scores : dict
+        What a row is called: two `utils.metrics.Score`, the better known one first.
+    names : tuple of str
+        What the first and the second scores are.
+    label : str
+        What the horizontal axis shows.
+    line : float
+        Where a dashed line is drawn: guessing.
+    """
+    for row, both in enumerate(scores.values()):
+        ax.plot([one.value for one in both], [row, row], color=LIGHT_GREY, lw=2, zorder=0)
+        for one, name, colour, mark, shift in zip(both, names, (BLUE, RED), "os", (-0.12, 0.12)):
+            ax.plot([one.lo, one.hi], [row + shift] * 2, color=colour, lw=1)
+            ax.plot(one.value, row + shift, mark, color=colour, ms=5, label=None if row else name)
+    ax.set_yticks(range(len(scores)), list(scores), fontsize=8)
+    ax.axvline(line, color=GREY, ls="--", lw=1)
+    ax.invert_yaxis()
+    ax.set_xlabel(label)
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
+
+
 def learning_curves(histories):
     """Draw the loss over epochs, training beside validation, one panel a training.
 

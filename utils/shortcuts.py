@@ -10,7 +10,7 @@ import pandas as pd
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
-from utils import backbones, images, metrics, phantom, training
+from utils import backbones, images, manifest, metrics, phantom, training
 from utils.backend import keras
 
 LEAST = 10  # images of a class: fewer are no measurement
@@ -52,7 +52,7 @@ def planted(folder, *, patients, seed, shortcut, hospitals, size=128):
         pixels, lungs = (np.stack(list(pool.map(images.read_grey, root / table[column])))[..., None]
                          for column in ("path", "lung_mask"))  # fmt: skip
     told = (table[column].to_numpy(str) for column in ("source", "patient"))
-    return Phantoms(pixels, lungs > 127, (table["label"] != "Normal").to_numpy(), *told)
+    return Phantoms(pixels, lungs > 127, manifest.abnormal(table), *told)
 
 
 def central(pixels, share):
@@ -298,27 +298,33 @@ def head(features, target, *, C=0.01, weights=None, sharpness=1.0):
     return fitted
 
 
-def ask(pairs, recipe):
-    """Fit once for every set of sources left out, and answer on each pair.
+def remembered(recipe):
+    """Fit once for every choice of rows, however often they are asked for: different pairs leave the same sources.
 
     Parameters
     ----------
-    pairs : list of Pair
     recipe : callable
         Takes row numbers to fit on; returns a function of row numbers to outputs, float (rows,) or (models, rows).
 
     Returns
     -------
-    list of numpy.ndarray
-        The outputs on each pair's `test`.
+    callable
+        The same, with a memory.
     """
-    fitted, outputs = {}, []
-    for pair in pairs:
-        key = frozenset(pair[:2])
+    fitted = {}
+
+    def once(rows):
+        key = rows.tobytes()
         if key not in fitted:
-            fitted[key] = recipe(pair.fit)
-        outputs.append(np.asarray(fitted[key](pair.test)))
-    return outputs
+            fitted[key] = recipe(rows)
+        return fitted[key]
+
+    return once
+
+
+def ask(pairs, recipe):
+    """Fit a recipe without the sources of each pair; return a list of its outputs on each pair's `test`."""
+    return [np.asarray(recipe(pair.fit)(pair.test)) for pair in pairs]
 
 
 def mean_over(pairs, outputs, target, patients, *, score="auroc", minus=None, seed, resamples):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from utils import calibration, config, images, metrics, models, sources, splits
+from utils import calibration, config, images, manifest, metrics, models, sources, splits
 from utils.errors import CourseError
 
 RESAMPLES = 2000
@@ -42,7 +42,7 @@ def validate(bundle, folder):
     """
     bundle = Path(bundle)
     model, options, card = models.open_bundle(bundle)
-    if len(card["classes"]) != 2 or card["classes"][0] != "Normal":
+    if len(card["classes"]) != 2 or card["classes"][0] != manifest.BINARY[0]:
         raise CourseError(
             f"validate needs a bundle of two classes, Normal and another; that of {bundle}: {', '.join(card['classes'])}."
         )
@@ -55,7 +55,7 @@ def validate(bundle, folder):
     table = splits.join_patients(table, splits.find_twins(cache.thumbnails))[~seen]
     if table.empty:
         raise CourseError(f"{folder}: no image is left to test on. " + " ".join([*notes, note, *reasons[:3]]))
-    truth = (table["label"] != "Normal").to_numpy()
+    truth = manifest.abnormal(table)
     output = calibration.columns(models.predict(model, cache.pixels[~seen]))
     probability = calibration.calibrated(output, card["temperature"])[:, 1]
     rules = {"seed": card["seed"], "resamples": RESAMPLES}
