@@ -72,13 +72,13 @@ def test_what_is_asked_is_what_the_simulator_knows():
     assert (facts[:, 2] == [patient.sex == "F" for patient in patients]).all()
     np.testing.assert_allclose(facts[:, 3] * 50 + 50, [patient.age for patient in patients], rtol=1e-6)
     assert 0 < facts[:, 1].mean() < 1 and set(np.unique(facts[:, 1])) == {0, 1}
-    image, lungs, lesions = np.moveaxis(pixels.astype(int), -1, 0)
+    image, masks, lesions = np.moveaxis(pixels.astype(int), -1, 0)
     assert not lesions[facts[:, 0] == 0].any() and all(lesions[facts[:, 0] != 0].any(axis=(1, 2)))
-    assert ((0.1 < (lungs > 127).mean(axis=(1, 2))) & ((lungs > 127).mean(axis=(1, 2)) < 0.6)).all()
-    for one, lung in zip(image[::4], lungs[::4]):  # cut alike: healthy lungs are darker than what is around them
+    assert ((0.1 < (masks > 127).mean(axis=(1, 2))) & ((masks > 127).mean(axis=(1, 2)) < 0.6)).all()
+    for one, lung in zip(image[::4], masks[::4]):  # cut alike: healthy lungs are darker than what is around them
         around = cv2.dilate((lung > 127).astype(np.uint8), np.ones((9, 9))) > (lung > 0)
         assert one[lung > 127].mean() < one[around].mean() - 20
-    assert (lungs[lesions > 200] > 120).all()
+    assert (masks[lesions > 200] > 120).all()
 
     extractor = backbones.build("PhantomNet", (128, 128, 1), weights="none", seed=1)
     model = pretrain.questioned(extractor)
@@ -95,11 +95,11 @@ def test_what_is_asked_is_what_the_simulator_knows():
 def test_masks_are_cut_like_their_radiographs():
     pixels, _ = pretrain.prepared(range(100), "B")  # B shows the collimator most often
     differs = 0
-    for index, lungs in enumerate(pixels[..., 1] / 255):
+    for index, mask in enumerate(pixels[..., 1] / 255):
         taken = phantom.take_radiograph(phantom.make_patient(index, seed=pretrain.SEED, hospital="B"), 0)
         inside = taken.lung_mask[images.frame(taken.image)]
         share = inside.sum() / max(inside.shape) ** 2  # the rest of the square is padding
-        assert abs(lungs.mean() - share) < 0.01
+        assert abs(mask.mean() - share) < 0.01
         differs += abs(share - taken.lung_mask.mean()) > 0.02
     assert differs >= 3
 
@@ -110,7 +110,7 @@ def test_lungs_are_taught_equalised_and_with_the_mask_of_the_same_pose():
     assert seen.shape == masks.shape == (32, 128, 128, 1) and seen.dtype == np.uint8 and masks.dtype == np.float32
     assert masks.min() == 0 and masks.max() == 1 and (0.05 < masks.mean(axis=(1, 2, 3))).all()
     for one, mask in zip(seen[..., 0], masks[..., 0]):
-        np.testing.assert_array_equal(one, cv2.equalizeHist(one))  # twice changes nothing
+        assert np.abs(one.astype(int) - cv2.equalizeHist(one)).max() <= 2  # twice changes next to nothing
         around = cv2.dilate((mask > 0.5).astype(np.uint8), np.ones((9, 9))) > (mask > 0)
         # A picture's own lungs are darker than what is around them; hardly ever those of another one.
         assert one[mask > 0.5].mean() < one[around].mean()

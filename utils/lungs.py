@@ -12,6 +12,7 @@ from utils.errors import CourseError
 
 WEIGHTS = ROOT / "utils" / "weights" / "lungnet.weights.h5"
 SIDE = 128  # pixels: LungNet sees every image at this size
+BLOCK = 1000  # images at once: their probabilities take 64 kB each
 FIRST, WIDTHS = 12, (16, 24, 32, 48)  # feature maps of the first convolution, and of each level below it
 layers = keras.layers
 
@@ -30,8 +31,8 @@ def lung_net(*, seed):
     Returns
     -------
     keras.Model
-        Called "LungNet". uint8 (images, 128, 128, 1), grey values equalised (`images.equalised`), to float32 of the
-        same shape: the probability that a pixel is lung.
+        Called "LungNet". uint8 (images, 128, 128, 1), grey values as from `equalised`, to float32 of the same
+        shape: the probability that a pixel is lung.
     """
     inputs = keras.Input((SIDE, SIDE, 1), dtype="uint8", name="pixels")
     x = layers.Rescaling(1 / 127.5, offset=-1.0, name="scale")(inputs)
@@ -102,17 +103,18 @@ def draw(pixels, *, network=None):
     if network is None:
         mend = "It is part of the course: download the course again."
         network = backbones.load_weights(lung_net(seed=0), WEIGHTS, "LungNet", mend=mend)
-    small = [_resized(grey, SIDE) for grey in pixels[..., 0]]
-    answers = models.predict(network, equalised(small))[..., 0] > 0.5
     drawn = np.zeros(pixels.shape, bool)
-    for mask, answer in zip(drawn[..., 0], answers):
-        mask[:] = _resized(_two_largest(answer), pixels.shape[1]) > 127
+    for start in range(0, len(pixels), BLOCK):
+        some = slice(start, start + BLOCK)
+        small = [_resized(grey, SIDE) for grey in pixels[some, :, :, 0]]
+        for mask, lung in zip(drawn[some, :, :, 0], models.predict(network, equalised(small))):
+            mask[:] = _two_largest(_resized(lung, pixels.shape[1]) > 0.5)
     return drawn
 
 
 def equalised(greys):
-    """Give LungNet what it was trained on: uint8 (height, width) each, to (images, height, width, 1)."""
-    return np.array([images.CHANNELS["equalised"](grey) for grey in greys]).reshape(-1, SIDE, SIDE, 1)
+    """Turn grey images into what LungNet takes: uint8 (128, 128) each, to (images, 128, 128, 1), equalised."""
+    return np.array([images.CHANNELS["equalised"](grey) for grey in greys], np.uint8).reshape(-1, SIDE, SIDE, 1)
 
 
 def dice(drawn, truth):
@@ -132,12 +134,12 @@ def dice(drawn, truth):
     return np.where(one + other, 2 * both / np.maximum(one + other, 1), 1.0)
 
 
-def _resized(grey, side):
-    return cv2.resize(grey, (side, side), interpolation=cv2.INTER_AREA if side < len(grey) else cv2.INTER_LINEAR)
+def _resized(values, side):
+    return cv2.resize(values, (side, side), interpolation=cv2.INTER_AREA if side < len(values) else cv2.INTER_LINEAR)
 
 
 def _two_largest(mask):
     # A chest has two lungs; what else is dark, such as the stomach's air or a corner of the film, makes small areas.
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
     largest = 1 + np.argsort(-stats[1:, cv2.CC_STAT_AREA], kind="stable")[:2]  # number 0 is what is no lung
-    return np.isin(labels, largest) * np.uint8(255)
+    return np.isin(labels, largest)

@@ -20,7 +20,6 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 
@@ -190,7 +189,7 @@ def train_lungs(pixels):
 
 
 def scores(name, tested, judge):
-    """Mean over patients never trained on, hospital by hospital, of what `judge` says of each: a results file's entries."""
+    """Entries of a results file: the mean over patients never trained on of what `judge` says, by hospital."""
     indices = np.arange(TRAINED, TRAINED + TESTED)
     found = {}
     for hospital, (pixels, facts) in tested.items():
