@@ -3,7 +3,7 @@
     python -m utils.pretrain PhantomNet
     python -m utils.pretrain LungNet
 
-take some seven and three minutes on two cores, and write `utils/weights/phantomnet.weights.h5` and `phantomnet.json`,
+take some seven and four minutes on two cores, and write `utils/weights/phantomnet.weights.h5` and `phantomnet.json`,
 its card; or the same of `lungnet`. Nobody needs to run them: all four files are part of the course.
 
 One label a picture is little to learn from. A simulator knows more, so PhantomNet has to answer more: the disease,
