@@ -92,9 +92,9 @@ def draw(pixels, *, network=None):
     Notes
     -----
     LungNet has learned from simulated radiographs alone (`utils/pretrain.py`). On others of them its mean Dice is 0.98
-    (see its card, beside the weights); with the 188 lung masks of ieee8023, which are by another network (lungVAE, Selvan et al.
-    2020, arXiv:2005.10052), it is 0.91, and below 0.8 for 11. What it takes for lung now and then: a dark belly, and the
-    air between trunk and arm.
+    (see its card, beside the weights). With the 188 lung masks of ieee8023, which are by another network (lungVAE,
+    Selvan et al. 2020, arXiv:2005.10052), it is 0.91, and below 0.8 for 11. What it takes for lung now and then: a dark
+    belly, and the air between trunk and arm.
     """
     pixels = np.asarray(pixels)
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1] != pixels.shape[2] or pixels.shape[3] != 1:
