@@ -136,7 +136,7 @@ def test_a_file_that_cannot_be_read_is_no_verdict_on_the_image(tmp_path):
 
 
 def test_unknown_options_are_refused():
-    with pytest.raises(ValueError, match="expected some of plain, clahe, unsharp"):
+    with pytest.raises(ValueError, match="expected some of plain, clahe, equalised, unsharp"):
         images.Options(channels=("sharp",))
     with pytest.raises(ValueError, match="expected one of pad, crop"):
         images.Options(fit="squash")
@@ -162,8 +162,8 @@ def test_cropping_finds_a_border_in_spite_of_a_letter():
 @given(GREYS, st.sampled_from([32, 48, 64]))
 @settings(max_examples=60, deadline=None)
 def test_preprocessing_gives_the_promised_shape_and_type(grey, size):
-    result = images.preprocess(grey, images.Options(size=size, channels=("plain", "clahe", "unsharp")))
-    assert result.shape == (size, size, 3) and result.dtype == np.uint8
+    result = images.preprocess(grey, images.Options(size=size, channels=tuple(images.CHANNELS)))
+    assert result.shape == (size, size, 4) and result.dtype == np.uint8
 
 
 @given(st.integers(40, 200), st.integers(40, 200))
@@ -181,6 +181,17 @@ def test_golden_pixels():
     assert images.VERSION == 1
     assert prepared[::8, ::8, 0].tolist() == GOLDEN_PLAIN
     assert np.abs(prepared[::8, ::8, 1].astype(int) - GOLDEN_CLAHE).max() <= 1
+
+
+def test_equalised_images_differ_in_neither_brightness_nor_contrast():
+    grey = radiograph()
+    faint = np.uint8(np.round(grey * 0.4 + 90))
+    options = images.Options(size=64, channels=("plain", "equalised"), fit="crop")
+    plain, one = np.moveaxis(images.preprocess(grey, options).astype(int), -1, 0)
+    other = images.preprocess(faint, options)[..., 1].astype(int)
+    shares = np.histogram(one, bins=4, range=(0, 256))[0] / one.size
+    assert one.min() == 0 and one.max() == 255 and np.abs(shares - 0.25).max() < 0.05
+    assert np.abs(one - other).mean() < 4 < np.abs(one - plain).mean()
 
 
 GOLDEN_PLAIN = [[0, 159, 106, 124], [0, 62, 19, 67], [0, 90, 77, 95], [0, 156, 103, 121]]

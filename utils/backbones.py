@@ -225,9 +225,9 @@ def _trunk(name, weights, seed):
     if weights == "phantom":
         if name != "PhantomNet":
             raise CourseError(f'weights="phantom" are those of PhantomNet: {name} takes "imagenet", "none" or a file.')
-        return _load(trunk, PHANTOM_WEIGHTS, name, mend="It is part of the course: download the course again.")
+        return load_weights(trunk, PHANTOM_WEIGHTS, name, mend="It is part of the course: download the course again.")
     mend = 'weights can be "imagenet", "phantom", "none", or a file that fits: check the path, and where it is from.'
-    return _load(trunk, Path(weights), name, mend=mend)
+    return load_weights(trunk, Path(weights), name, mend=mend)
 
 
 def _random(name, seed):
@@ -259,7 +259,7 @@ def _from_imagenet(name, seed):
     path = home / "models" / BACKBONES[name].file
     # Keras passes over a cache that it may not write in, such as the one that a class shares; so we look first.
     if path.is_file():
-        return _load(_random(name, seed), path, name, mend="Delete it, and Keras downloads it again.")
+        return load_weights(_random(name, seed), path, name, mend="Delete it, and Keras downloads it again.")
     try:
         with _silence():
             return _application(name, weights="imagenet")
@@ -283,19 +283,40 @@ def _silence():
         socket.setdefaulttimeout(before)
 
 
-def _load(trunk, path, name, *, mend):
+def load_weights(network, path, name, *, mend):
+    """Fill a network with the weights of a file, every one of them.
+
+    Parameters
+    ----------
+    network : keras.Model
+        It is changed.
+    path : pathlib.Path
+        From `save_weights`, or of keras.applications.
+    name, mend : str
+        For messages: what the weights are of, and what to do when they do not fit.
+
+    Returns
+    -------
+    keras.Model
+        `network`.
+
+    Raises
+    ------
+    CourseError
+        No such file; damaged, or of another network.
+    """
     if not path.is_file():
         raise CourseError(f"There is no file {path} with weights of {name}. {mend}")
     # Keras is content with a file that fills some layers only: what no weight of the file replaces stays NaN.
-    trunk.set_weights([np.full_like(values, np.nan) for values in trunk.get_weights()])
+    network.set_weights([np.full_like(values, np.nan) for values in network.get_weights()])
     try:
         with warnings.catch_warnings(action="ignore"):  # Keras warns of what it skips; the check below refuses it
-            trunk.load_weights(path)
+            network.load_weights(path)
     except Exception as error:  # a damaged file makes HDF5 raise nearly anything
         raise CourseError(f"{path} is damaged, or not of {name} ({_reason(error)}). {mend}") from None
-    if not all(np.isfinite(values).all() for values in trunk.get_weights()):
+    if not all(np.isfinite(values).all() for values in network.get_weights()):
         raise CourseError(f"{path} is damaged, or not of {name} (some weights are missing or not numbers). {mend}")
-    return trunk
+    return network
 
 
 def _reason(error):

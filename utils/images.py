@@ -257,7 +257,8 @@ def unsharp(grey, *, sigma=2.0, amount=1.0):
 
 
 FITS = ("pad", "crop")
-CHANNELS = {"plain": lambda grey: grey, "clahe": clahe, "unsharp": unsharp}
+# Equalised: the histogram as a whole, so that every image gets the same spread of grey values.
+CHANNELS = {"plain": lambda grey: grey, "clahe": clahe, "equalised": cv2.equalizeHist, "unsharp": unsharp}
 
 
 def preprocess(grey, options=Options()):

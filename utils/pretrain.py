@@ -1,27 +1,29 @@
-"""Train PhantomNet, the course's own backbone, on simulated radiographs of hospital A.
+"""Train the course's own networks on simulated radiographs: PhantomNet, a backbone, and LungNet, which draws lungs.
 
-    python -m utils.pretrain
+    python -m utils.pretrain PhantomNet
+    python -m utils.pretrain LungNet
 
-takes some seven minutes on two cores and writes `utils/weights/phantomnet.weights.h5` and `phantomnet.json`, its card.
-Nobody needs to run it: both are part of the course.
+take some seven and four minutes on two cores, and write `utils/weights/phantomnet.weights.h5` and `phantomnet.json`,
+its card; or the same of `lungnet`. Nobody needs to run them: all four files are part of the course.
 
-One label a picture is little to learn from. A simulator knows more, so the network has to answer more: the disease,
-the view, sex and age of the patient, and from the second convolution on where the lungs and the lesions are. Real
-hospitals differ more than the simulator's, so training shows every radiograph in many looks (*domain randomisation*,
-Tobin et al. 2017, arXiv:1703.06907): what all of them share is the anatomy and the disease.
+One label a picture is little to learn from. A simulator knows more, so PhantomNet has to answer more: the disease,
+the view, sex and age of the patient, and from the second convolution on where the lungs and the lesions are. LungNet
+answers for every pixel anyway. Real hospitals differ more than the simulator's, so training shows every radiograph in
+many looks (*domain randomisation*, Tobin et al. 2017, arXiv:1703.06907): what all of them share is the anatomy and the
+disease.
 """
 
+import argparse
 import json
 import os
 import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 
-from utils import backbones, images, metrics, models, phantom, pipeline
+from utils import backbones, images, lungs, metrics, models, phantom, pipeline
 from utils.backend import keras, tf
 from utils.files import sha256, write_text, written
 
@@ -29,6 +31,7 @@ SEED = 99  # of the patients; the course's own have another (config.PHANTOM_SEED
 TRAINED, TESTED = 12_000, 600  # patients; those tested come after those trained on
 HOSPITAL = "A"
 EPOCHS, SIZE, BATCH, RATE = 12, 128, 32, 3e-3
+LUNG_TRAINED, LUNG_EPOCHS = 2_400, 6  # of LungNet: lungs are easier than diseases
 OPTIONS = images.Options(size=SIZE)
 layers = keras.layers
 
@@ -143,49 +146,141 @@ def train(extractor, pixels, facts):
     return keras.Model(model.input, model.output["label"], name="label")
 
 
-def scores(model, tested):
-    """Accuracy on patients never trained on, hospital by hospital, as entries of a results file."""
+def lung_lessons(pixels):
+    """Endless batches of equalised radiographs and the masks of their lungs, 0 to 1, for a `lungs.lung_net`."""
+
+    def answered(pixels, _):
+        seen = tf.numpy_function(lungs.equalised, [pixels[..., 0]], tf.uint8)
+        return tf.ensure_shape(seen, (BATCH, SIZE, SIZE, 1)), tf.cast(pixels[..., 1:2], tf.float32) / 255
+
+    nothing = np.zeros(len(pixels))
+    return pipeline.batches(pixels, nothing, seed=SEED, size=BATCH, augmentation=Looks()).map(answered).prefetch(2)
+
+
+def lung_loss(masks, found):
+    """1 less the Dice coefficient (Milletari et al. 2016, arXiv:1606.04797), plus cross-entropy, for each image.
+
+    Dice counts a small lung as much as a large one; cross-entropy still pulls where a mask is wholly missed.
+
+    Parameters
+    ----------
+    masks, found : tf.Tensor
+        float32, (images, height, width, 1), 0 to 1: the truth, and the probabilities.
+
+    Returns
+    -------
+    tf.Tensor
+        float32, (images,), 0 or more.
+    """
+    both, truth, drawn = (tf.reduce_sum(values, axis=(1, 2, 3)) for values in (masks * found, masks, found))
+    entropy = keras.losses.binary_crossentropy(masks, found)
+    return 1 - (2 * both + 1) / (truth + drawn + 1) + tf.reduce_mean(entropy, axis=(1, 2))
+
+
+def train_lungs(pixels):
+    """Train a `lungs.lung_net` on images and masks as in `prepared`; return it."""
+    network = lungs.lung_net(seed=SEED)
+    steps = LUNG_EPOCHS * (len(pixels) // BATCH)
+    # A second model around the same layers: what the optimiser remembers would be saved with the one it belongs to.
+    model = keras.Model(network.input, network.output)
+    model.compile(keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(RATE, steps)), loss=lung_loss)
+    model.fit(lung_lessons(pixels), steps_per_epoch=steps, shuffle=False, verbose=0)
+    return network
+
+
+def scores(name, tested, judge):
+    """Entries of a results file: the mean over patients never trained on of what `judge` says, by hospital."""
     indices = np.arange(TRAINED, TRAINED + TESTED)
     found = {}
     for hospital, (pixels, facts) in tested.items():
-        guess = models.predict(model, pixels[..., :1]).argmax(axis=1)
-        score = metrics.accuracy(facts[:, 0], guess, indices, seed=SEED, resamples=2000)
-        found |= metrics.flat(f"hospital_{hospital}.accuracy", score)
+        mean = partial(metrics.weighted_share, judge(pixels, facts))
+        score = metrics.patient_bootstrap(mean, indices, seed=SEED, resamples=2000)
+        found |= metrics.flat(f"hospital_{hospital}.{name}", score)
     return found
 
 
-def main():
-    """Train, score, and write weights and card."""
-    began = time.perf_counter()
+def phantom_net():
+    """Make PhantomNet: return its trunk, trained, and what its card says of it."""
     # All pictures first: once TensorFlow has worked, this process must not be forked any more.
-    trained = prepared(range(TRAINED), HOSPITAL)
-    tested = {hospital: prepared(range(TRAINED, TRAINED + TESTED), hospital) for hospital in phantom.HOSPITALS}
+    trained, tested = prepared(range(TRAINED), HOSPITAL), other_patients()
     extractor = backbones.build("PhantomNet", (SIZE, SIZE, 1), weights="none", seed=SEED)
     model = train(extractor, *trained)
-    path = backbones.PHANTOM_WEIGHTS
+
+    def right(pixels, facts):
+        return models.predict(model, pixels[..., :1]).argmax(axis=1) == facts[:, 0]
+
+    return extractor.get_layer("trunk"), {
+        "what": "PhantomNet, a trunk of five convolutions for one grey channel (utils.backbones.phantom_net)",
+        "patients": named(TRAINED),
+        "task": "classes: " + ", ".join(phantom.LABELS) + "; view, sex, age; where lungs and lesions are",
+        "epochs": EPOCHS,
+        "scores": scores("accuracy", tested, right),
+    }
+
+
+def lung_net():
+    """Make LungNet: return it, trained, and what its card says of it."""
+    trained, tested = prepared(range(LUNG_TRAINED), HOSPITAL), other_patients()  # first, as above
+    network = train_lungs(trained[0][..., :2])
+
+    def right(pixels, _):
+        return lungs.dice(lungs.draw(pixels[..., :1], network=network), pixels[..., 1:2] > 127)
+
+    return network, {
+        "what": "LungNet, a small U-Net for one grey channel, equalised (utils.lungs.lung_net)",
+        "patients": named(LUNG_TRAINED),
+        "task": "where the lungs are",
+        "epochs": LUNG_EPOCHS,
+        "scores": scores("dice", tested, right),
+    }
+
+
+def other_patients():
+    """Return what `prepared` gives for patients never trained on, by hospital."""
+    return {name: prepared(range(TRAINED, TRAINED + TESTED), name) for name in phantom.HOSPITALS}
+
+
+def named(count):
+    """Return the first and the last of the first `count` patients."""
+    return f"{SEED}-00000 to {SEED}-{count - 1:05d}"
+
+
+def keep(network, path, card):
+    """Write the weights of a network, and beside them its card: what is true of both networks, and `card`."""
     with written(path) as part:
         whole = part.with_suffix(".weights.h5")  # Keras insists on this ending
-        extractor.get_layer("trunk").save_weights(whole)
+        network.save_weights(whole)
         os.replace(whole, part)
     card = {
-        "what": "PhantomNet, a trunk of five convolutions for one grey channel (utils.backbones.phantom_net)",
+        "what": card["what"],
         "data": "simulated radiographs (utils/phantom.py), one a patient; no real X-ray",
         "simulator": phantom.VERSION,
         "preprocessing": images.VERSION,
         "hospital": HOSPITAL,
-        "patients": f"{SEED}-00000 to {SEED}-{TRAINED - 1:05d}",
         "seed": SEED,
-        "task": "classes: " + ", ".join(phantom.LABELS) + "; view, sex, age; where lungs and lesions are",
-        "command": "python -m utils.pretrain",
-        "epochs": EPOCHS,
-        "minutes": round((time.perf_counter() - began) / 60, 1),
-        "scores": scores(model, tested),
+        **card,
         "scored_on": f"{TESTED} other patients ({SEED}-{TRAINED:05d} on) of each hospital, plain images",
         "sha256": sha256(path),
         "versions": {name: version(name) for name in ("tensorflow", "keras")},
         "purpose": "For teaching, never for diagnosis.",
     }
-    write_text(Path(path).with_name("phantomnet.json"), json.dumps(card, indent=1) + "\n")
+    name = path.name.removesuffix(".weights.h5") + ".json"
+    write_text(path.with_name(name), json.dumps(card, indent=1) + "\n")
+
+
+NETWORKS = {"PhantomNet": phantom_net, "LungNet": lung_net}
+
+
+def main(arguments=None):
+    """Train the network that is named, score it, and write weights and card."""
+    parser = argparse.ArgumentParser(prog="python -m utils.pretrain", description="Train a network of the course.")
+    parser.add_argument("network", choices=NETWORKS)
+    name = parser.parse_args(arguments).network
+    began = time.perf_counter()
+    network, card = NETWORKS[name]()
+    minutes = round((time.perf_counter() - began) / 60, 1)
+    path = {"PhantomNet": backbones.PHANTOM_WEIGHTS, "LungNet": lungs.WEIGHTS}[name]
+    keep(network, path, card | {"command": f"python -m utils.pretrain {name}", "minutes": minutes})
 
 
 if __name__ == "__main__":
