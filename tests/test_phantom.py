@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -213,6 +214,31 @@ def test_a_smaller_set_is_a_prefix_and_workers_change_nothing(tmp_path):
         for path in (row.path, row.lung_mask, row.lesion_mask):
             assert few[path] == many[path]
     assert many["metadata.csv"].startswith(few["metadata.csv"])
+
+
+def test_processes_write_what_threads_write(tmp_path, monkeypatch):
+    phantom.write(tmp_path / "threads", patients=6, seed=5, size=SMALL, workers=2)
+    monkeypatch.setattr(phantom, "ENOUGH_FOR_PROCESSES", 1)
+    phantom.write(tmp_path / "processes", patients=6, seed=5, size=SMALL, workers=2)
+    assert contents(tmp_path / "threads") == contents(tmp_path / "processes")
+
+
+def test_a_killed_run_leaves_no_process_behind(tmp_path):
+    code = ("import sys; from utils import phantom\n"
+            f"phantom.write(sys.argv[1], patients=5000, seed=5, size={SMALL}, images=1, workers=2)")
+    run = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "set")], cwd=ROOT)
+    drawn = tmp_path / ".set.partial" / "images"
+    deadline = time.monotonic() + 60
+    while not (drawn.is_dir() and any(drawn.iterdir())) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    helpers = psutil.Process(run.pid).children(recursive=True)
+    run.kill()
+    run.wait()
+    _, alive = psutil.wait_procs(helpers, timeout=20)
+    assert len(helpers) >= 2 and not alive
+    assert not (tmp_path / "set").exists()
+    phantom.write(tmp_path / "set", patients=2, seed=5, size=SMALL)  # the next run is not hindered
+    assert not drawn.exists()
 
 
 def test_a_written_set_is_only_read(tmp_path):

@@ -70,6 +70,8 @@ def test_real_sets_run_through(runs, dataset, images, twins):
     assert len(cards) == 4 and all("not known: not recorded" in card.read_text() for card in cards)
     best = json.loads((tmp_path / "models" / f"{run}.abnormal_best" / "card.json").read_text())
     assert best["task"] == "abnormal" and 0 < best["threshold"] < 1 and best["decision"]
+    drawn = results(tmp_path, run, "07_shortcuts").get("lungs.lungnet.dice")  # by a network that has seen phantoms only
+    assert drawn is None if dataset != "cohen" else drawn > 0.87
     report = json.loads((tmp_path / "runs" / run / "report.json").read_text())
     assert [entry["status"] for entry in report["notebooks"]] == ["ok"] * len(list((ROOT / "notebooks").glob("*.ipynb")))
     assert "Traceback" not in done.stdout + done.stderr

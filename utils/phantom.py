@@ -24,10 +24,12 @@ the top of the lungs, z from back to front. A child has a child's proportions, e
 
 import json
 import math
+import multiprocessing
 import os
 import shutil
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+import threading
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,6 +41,7 @@ from filelock import FileLock
 from utils.errors import CourseError
 
 VERSION = 1  # raise it when pixels change: folders written by an older version are then refused
+ENOUGH_FOR_PROCESSES = 300  # pictures; fewer are drawn sooner than processes have started
 LABELS = ("Normal", "COVID-19", "Viral Pneumonia", "Lung Opacity")
 HOSPITALS = ("A", "B", "C")
 
@@ -917,7 +920,7 @@ def write(folder, *, patients, seed, size=224, shortcut=0.0, hospitals=HOSPITALS
     folder : path of the set; created
     patients, seed : int. The set of fewer patients is a prefix of the set of more.
     size, shortcut, hospitals, images : see `take_radiograph` and `make_patient`
-    workers : int, optional. Threads; by default one a core. The bytes do not depend on it.
+    workers : int, optional. Threads, for large sets processes; by default one a core. The bytes do not depend on it.
 
     Returns
     -------
@@ -962,12 +965,12 @@ def _build(folder, patients, recipe, workers):
         if _is_written(folder, recipe):
             return  # by another process, while this one waited
         # Only the holder of the lock builds, so whatever lies here was left behind by a killed run.
-        partial = folder.with_name(f".{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        _write_files(partial, patients, recipe, workers)
+        unfinished = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        _write_files(unfinished, patients, recipe, workers)
         if folder.exists():
             folder.rmdir()  # it is empty: _is_written refuses anything else
-        os.replace(partial, folder)
+        os.replace(unfinished, folder)
 
 
 def _write_files(folder, patients, recipe, workers):
@@ -976,12 +979,30 @@ def _write_files(folder, patients, recipe, workers):
         (folder / part).mkdir(parents=True)
     (folder / "recipe.json").write_text(json.dumps(recipe, indent=1), encoding="utf-8")
     jobs = [(patient, k) for patient in patients for k in range(patient.n_images)]
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        rows = list(pool.map(lambda job: _write_one(folder, *job, recipe["size"]), jobs))
+    with _pool(len(jobs), workers or os.cpu_count()) as pool:
+        rows = list(pool.map(partial(_write_one, folder, recipe["size"]), jobs, chunksize=10))
     pd.DataFrame(rows).to_csv(folder / "metadata.csv", index=False, encoding="utf-8", lineterminator="\n")
 
 
-def _write_one(folder, patient, number, size):
+def _pool(jobs, workers):
+    # Threads wait for each other while Python draws. Processes do not, but take a second to start; and they are
+    # spawned, because a process in which TensorFlow has worked must not be forked.
+    if workers == 1 or jobs < ENOUGH_FOR_PROCESSES:
+        return ThreadPoolExecutor(workers)
+    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent)
+
+
+def _end_with_parent():
+    # Whoever kills the course kills its helpers, too: otherwise they would wait for work for ever.
+    def watch():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _write_one(folder, size, job):
+    patient, number = job
     shot = take_radiograph(patient, number, size=size)
     name = f"{patient.id}_{number}.png"
     files = {"path": f"images/{name}", "lung_mask": f"masks/lung/{name}",

@@ -1,5 +1,7 @@
 """Arrays become batches for training: shuffled, augmented, repeatable."""
 
+import os
+
 import numpy as np
 
 from utils.backend import tf
@@ -42,8 +44,11 @@ def batches(pixels, targets, *, seed, size=32, augmentation=None):
         return images, tf.gather(targets, rows)
 
     rows = counter.flat_map(shuffled).batch(size, drop_remainder=True)
-    stream = tf.data.Dataset.zip(counter, rows).map(gather, num_parallel_calls=tf.data.AUTOTUNE)
-    return stream.prefetch(tf.data.AUTOTUNE)
+    stream = tf.data.Dataset.zip(counter, rows).map(gather, num_parallel_calls=os.cpu_count()).prefetch(4)
+    # The tuner's thread sleeps between its looks, and whoever ends a training waits for it: up to five seconds.
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return stream.with_options(options)
 
 
 class Augmentation:
