@@ -159,6 +159,10 @@ def test_batches_repeat_exactly_and_go_through_every_image():
     assert sorted(map(bytes, seen)) == sorted(map(bytes, pixels))
 
 
+def test_nobody_waits_for_the_input_tuner():
+    assert pipeline.batches(*blobs(16, seed=1), seed=1, size=4).options().autotune.enabled is False
+
+
 def test_targets_stay_with_their_images():
     pixels, targets = blobs(64, seed=1)
     where = {bytes(image): target for image, target in zip(pixels, targets)}
