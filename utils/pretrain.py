@@ -193,8 +193,7 @@ def scores(name, tested, judge):
     indices = np.arange(TRAINED, TRAINED + TESTED)
     found = {}
     for hospital, (pixels, facts) in tested.items():
-        mean = partial(metrics.weighted_share, judge(pixels, facts))
-        score = metrics.patient_bootstrap(mean, indices, seed=SEED, resamples=2000)
+        score = metrics.mean(judge(pixels, facts), indices, seed=SEED, resamples=2000)
         found |= metrics.flat(f"hospital_{hospital}.{name}", score)
     return found
 
