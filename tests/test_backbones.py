@@ -128,6 +128,49 @@ def classifier(name, *, size=32, classes=2):
     return backbones.classifier(backbone, classes=classes, seed=3)
 
 
+@pytest.fixture(scope="module")
+def short_sighted():
+    return backbones.short_sighted((128, 128, 1), weights="none", seed=2)
+
+
+def test_a_short_sighted_network_sees_no_farther_than_it_says(short_sighted):
+    look = keras.Model(short_sighted.inputs, short_sighted.get_layer("look_relu").output)
+    image = noise(1, 128, 128, 1)
+    before = outputs(look, image)
+    assert before.shape == (1, 16, 16, 64)
+    other = image.copy()
+    other[:, 64:] = 255 - other[:, 64:]
+    changed = (outputs(look, other) != before).any(axis=(0, 2, 3))
+    # A place lies 8 pixels from the next; its features see 43 pixels, and half a cell more where maps are enlarged.
+    assert changed[8:].all() and not changed[:4].any()
+
+
+def test_a_short_sighted_network_adds_up_what_it_sees(short_sighted):
+    image = noise(3, 128, 128, 1)
+    seen = outputs(keras.Model(short_sighted.inputs, short_sighted.get_layer("look_relu").output), image)
+    slope, offset = short_sighted.get_layer("probability").get_weights()
+    sums = (seen @ slope[:, 0]).mean(axis=(1, 2)) + offset[0]
+    np.testing.assert_allclose(outputs(short_sighted, image)[:, 0], 1 / (1 + np.exp(-sums)), atol=1e-6)
+
+
+def test_a_short_sighted_network_learns_and_fits_into_a_bundle(tmp_path):
+    model = backbones.short_sighted((32, 32, 1), weights="none", seed=2)
+    training.fit(model, blobs(256, seed=1), epochs=6, seed=3)
+    pixels, targets = blobs(100, seed=5)
+    assert ((models.predict(model, pixels) > 0.5) == targets).mean() > 0.8
+    card = {"task": "binary", "classes": ["Normal", "COVID-19"]}
+    models.save_bundle(tmp_path / "b", model, options=images.Options(size=32), card=card)
+    opened, _, _ = models.open_bundle(tmp_path / "b")
+    np.testing.assert_array_equal(models.predict(opened, pixels), models.predict(model, pixels))
+
+
+def test_a_short_sighted_network_starts_from_phantom_nets_weights():
+    start = backbones.short_sighted((64, 64, 1), weights="phantom", seed=2).get_layer("trunk")
+    whole = backbones.build("PhantomNet", (64, 64, 1), weights="phantom").get_layer("trunk")
+    for name in ("conv1", "conv2", "conv3"):
+        np.testing.assert_array_equal(start.get_layer(name).get_weights()[0], whole.get_layer(name).get_weights()[0])
+
+
 def test_it_learns_what_can_be_learned():
     model = classifier("PhantomNet")
     training.fit(model, blobs(256, seed=1), epochs=6, seed=3)

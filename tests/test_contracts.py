@@ -51,3 +51,11 @@ def test_predicting_the_majority_falls_outside(executed, request, notebook, mode
     for metric in metrics:
         lazy = {**results, f"{model}.{metric}": results[f"{task}.majority.{metric}"]}
         assert course.check_results(lazy, ranges) != []
+
+
+def test_heat_that_is_the_same_everywhere_falls_outside(executed, request):
+    notebook = "06_gradcam_feature_maps"
+    results, ranges = numbers(request, executed, notebook), course.ranges_for(executed, notebook)
+    for score in ("pointing", "times_its_area", "overlap"):
+        lazy = {**results, f"binary.short_sighted.{score}": results[f"binary.chance.{score}"]}
+        assert course.check_results(lazy, ranges) != []

@@ -101,6 +101,22 @@ def test_take_radiograph_refuses_what_it_cannot_do(arguments):
 # ---------------------------------------------------------------- patients
 
 
+@pytest.mark.parametrize("hospital", phantom.HOSPITALS)
+@pytest.mark.parametrize("size", [SMALL, 128])
+def test_a_hospitals_marker_lies_in_its_place(hospital, size, monkeypatch):
+    patients = [phantom.make_patient(index, seed=11, hospital=hospital) for index in range(12)]
+    marked = [phantom.take_radiograph(patient, 0, size=size) for patient in patients]
+    stamp = phantom._stamp
+    monkeypatch.setattr(phantom, "_stamp", lambda *ink: stamp(*ink) * 0)
+    changed = np.zeros((size, size), bool)
+    for patient, shot in zip(patients, marked):
+        if shot.view == "PA":  # bedside pictures carry a text besides
+            changed |= shot.image != phantom.take_radiograph(patient, 0, size=size).image
+    monkeypatch.undo()
+    place = phantom.marker_place(hospital, size)
+    assert changed.any() and not (changed & ~place).any() and place.mean() < 0.05
+
+
 def test_labels_are_balanced_in_every_prefix_and_ids_are_unique():
     patients = [phantom.make_patient(i, seed=1) for i in range(40)]
     for n in (4, 12, 40):

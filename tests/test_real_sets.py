@@ -68,6 +68,10 @@ def test_real_sets_run_through(runs, dataset, images, twins):
     assert evaluation["multiclass.ensemble.test_macro_f1"] > evaluation["multiclass.majority.test_macro_f1"]
     cards = sorted((tmp_path / "results" / run).glob("model_card_*.md"))
     assert len(cards) == 4 and all("not known: not recorded" in card.read_text() for card in cards)
+    explained = results(tmp_path, run, "06_gradcam_feature_maps")
+    assert explained["binary.short_sighted.auroc"] > 0.6
+    assert explained["lungs.short_sighted_called_covid_19"] > explained["lungs.the_lungs_area"] / 2
+    assert "binary.short_sighted.pointing" not in explained  # nobody has drawn the lesions of a real set
     best = json.loads((tmp_path / "models" / f"{run}.abnormal_best" / "card.json").read_text())
     assert best["task"] == "abnormal" and 0 < best["threshold"] < 1 and best["decision"]
     drawn = results(tmp_path, run, "07_shortcuts").get("lungs.lungnet.dice")  # by a network that has seen phantoms only

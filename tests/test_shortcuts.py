@@ -175,7 +175,7 @@ def test_masks_are_cut_like_their_radiographs(tmp_path):
     cv2.imwrite(str(tmp_path / "x.png"), grey)
     cv2.imwrite(str(tmp_path / "m.png"), mask)
     table = pd.DataFrame({"path": ["x.png"], "lung_mask": ["m.png"]})
-    got = shortcuts.lung_masks(tmp_path, table, 64)[0, :, :, 0]
+    got = shortcuts.masks(tmp_path, table, 64)[0, :, :, 0]
     marked = np.where(np.arange(300) // 100 == 1, 255, 0) * (np.arange(200) // 60 == 1)[:, None]
     wanted = images.fit_square(marked.astype(np.uint8)[images.frame(grey)], 64) > 127
     assert got.dtype == bool and (got == wanted).mean() > 0.98 and got.any()

@@ -344,6 +344,45 @@ def join(extractors):
     return keras.Model(inputs, features, name="_".join(extractor.name for extractor in extractors))
 
 
+def short_sighted(shape, *, weights, seed, classes=2, maps=64, dropout=0.3):
+    """A classifier whose every feature sees only a small part of the image, so that a heat map can say which.
+
+    Features of a deep network see nearly the whole image: a map of where they are large need not show where the
+    lesion is. Here PhantomNet ends after its third convolution, at 43 of 128 pixels a feature. Maps of the second and
+    the third stand side by side, are mixed place by place, and averaged over the image (as in bags of local features,
+    Brendel & Bethge 2019, arXiv:1904.00760).
+
+    Parameters
+    ----------
+    shape : tuple of int
+        (height, width, 1) of the uint8 images.
+    weights : str or path-like
+        Those of PhantomNet that it starts from, see `build`.
+    seed, classes, dropout
+        As for `models.small_cnn`.
+    maps : int
+        Mixtures of the feature maps.
+
+    Returns
+    -------
+    keras.Model
+        uint8 pixels in, probabilities out. Its last layer with maps is "look_relu": (images, height / 8, width / 8,
+        `maps`).
+    """
+    inputs = keras.Input(shape, dtype="uint8", name="pixels")
+    x = layers.Rescaling(1 / 127.5, offset=-1.0, name="scale")(inputs)
+    trunk = _trunk("PhantomNet", weights, seed)
+    fine, coarse = keras.Model(trunk.input, [trunk.get_layer(f"conv{n}_relu").output for n in (2, 3)], name="trunk")(x)
+    coarse = layers.Resizing(*fine.shape[1:3], interpolation="bilinear", name="larger")(coarse)
+    x = layers.Concatenate(name="side_by_side")([fine, coarse])
+    start = keras.initializers.HeNormal(seed=seed * 100 + 50)
+    x = layers.Conv2D(maps, 1, use_bias=False, kernel_initializer=start, name="look")(x)
+    x = layers.BatchNormalization(momentum=0.9, name="look_bn")(x)
+    x = layers.ReLU(name="look_relu")(x)
+    x = layers.GlobalAveragePooling2D(name="average")(x)
+    return keras.Model(inputs, probabilities(x, classes, seed=seed, dropout=dropout), name="short_sighted")
+
+
 def classifier(extractor, *, classes, seed, dropout=0.3):
     """A feature extractor and an untrained last layer, for fine-tuning or for training from scratch.
 

@@ -1,5 +1,6 @@
 """Where a network looks: Grad-CAM and its relatives, and how to test them where the truth is known."""
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from utils.errors import CourseError
 
 layers = keras.layers
 activations = keras.activations
+RELUS = (activations.relu, activations.relu6)
 
 
 class Heat(NamedTuple):
@@ -20,7 +22,7 @@ class Heat(NamedTuple):
     classes: np.ndarray  # int64, (images,): numbers of the classes that are explained
 
 
-def grad_cam(model, pixels, *, layer=None, classes=None, batch_size=32):
+def grad_cam(model, pixels, *, layer=None, classes=None, size=None, batch_size=32):
     """Gradient-weighted class activation maps (Grad-CAM, Selvaraju et al. 2017, arXiv:1610.02391).
 
     Every feature map of a layer is weighted by how much the score of a class rises with it, on average over the image;
@@ -39,13 +41,16 @@ def grad_cam(model, pixels, *, layer=None, classes=None, batch_size=32):
         added. None: the last one whose maps still have places.
     classes : int or array-like of int, optional
         The class to explain, one for all or one an image. None: the predicted one.
+    size : int, optional
+        Side of the maps in pixels. None: as the image.
     batch_size : int
         Images at once.
 
     Returns
     -------
     Heat
-        In units of the score, enlarged to the size of the image (bilinear). All zero where nothing speaks for the
+        In units of the score, enlarged (bilinear) before what lies below zero is cut off: so no place speaks for both
+        of two classes. All zero where nothing speaks for the
         class.
 
     Raises
@@ -57,13 +62,14 @@ def grad_cam(model, pixels, *, layer=None, classes=None, batch_size=32):
     def maps(x, chosen, tape, way):
         found = way.maps[way.known(layer)]
         slopes = tape.gradient(chosen, [one for one, _ in found])
+        sides = x.shape[1:3] if size is None else (size, size)
         heat = 0.0
         for (one, mirrored), slope in zip(found, slopes):
             if slope is None:
                 raise CourseError(f"The score of {model.name} does not depend on layer {way.known(layer)}.")
             one, slope = tf.cast(one, tf.float32), tf.cast(slope, tf.float32) / way.lift
             summed = tf.reduce_sum(one * tf.reduce_mean(slope, (1, 2), keepdims=True), axis=3, keepdims=True)
-            heat += tf.image.resize(summed[:, :, ::-1] if mirrored else summed, pixels.shape[1:3])
+            heat += tf.image.resize(summed[:, :, ::-1] if mirrored else summed, sides)
         return tf.nn.relu(heat[..., 0])
 
     return Heat(*_explain(model, pixels, classes, maps, batch_size))
@@ -113,7 +119,7 @@ def feature_maps(model, pixels, names):
     pixels : numpy.ndarray
         uint8, (images, height, width, channels): a few, as all maps are kept.
     names : sequence of str
-        From `layers_with_maps`. Of a layer that is called several times, the first call counts.
+        From `layers_with_maps`. Of a layer that is called several times, the call that was built first counts.
 
     Returns
     -------
@@ -125,9 +131,10 @@ def feature_maps(model, pixels, names):
     CourseError
         A layer that does not exist.
     """
-    way = _Way(_checked(model, pixels))
+    way, pixels = _Way(model), _checked(model, pixels)
     way.scored(tf.constant(pixels))
-    return {name: tf.cast(way.maps[way.known(name)][0][0], tf.float32).numpy() for name in names}
+    # Keras goes through branches in the reverse of the order in which they were built: the last call was built first.
+    return {name: tf.cast(way.maps[way.known(name)][-1][0], tf.float32).numpy() for name in names}
 
 
 def layers_with_maps(model):
@@ -205,8 +212,8 @@ def _explain(model, pixels, classes, what, batch_size, *, guided=False):
     shape = (None, *pixels.shape[1:])
 
     def step(x, chosen):
-        way = _Way(model, guided=guided)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
+            way = _Way(model, guided=guided, watch=tape.watch)
             x = tf.cast(x, tf.float32)
             tape.watch(x)
             every = way.scored(x)
@@ -214,12 +221,13 @@ def _explain(model, pixels, classes, what, batch_size, *, guided=False):
             score = tf.gather(every, chosen, axis=1, batch_dims=1) * way.lift
         return what(x, score, tape, way), chosen
 
-    # Compiled once for all batches: one by one and uncompiled, the same maps take dozens of times as long.
-    signature = [tf.TensorSpec(shape, tf.uint8), tf.TensorSpec((None,), tf.int64)]
-    compiled = tf.function(step, autograph=False).get_concrete_function(*signature)
     numbers = _classes(classes, pixels, _count(model))
     parts = [slice(start, start + batch_size) for start in range(0, len(pixels), batch_size)]
-    found = [compiled(tf.constant(pixels[part]), tf.constant(numbers[part])) for part in parts]
+    # Compiled, many batches take a fraction of the time; but compiling takes as long as one or two of them.
+    if len(parts) > 2:
+        signature = [tf.TensorSpec(shape, tf.uint8), tf.TensorSpec((None,), tf.int64)]
+        step = tf.function(step, autograph=False).get_concrete_function(*signature)
+    found = [step(tf.constant(pixels[part]), tf.constant(numbers[part])) for part in parts]
     return tuple(np.concatenate([one.numpy() for one in ones]) for ones in zip(*found))
 
 
@@ -245,7 +253,10 @@ def _count(model):
 
 def _classes(classes, pixels, count):
     # One number an image; -1 stands for the predicted class.
-    numbers = np.broadcast_to(np.asarray(-1 if classes is None else classes, np.int64), len(pixels)).copy()
+    numbers = np.asarray(-1 if classes is None else classes)
+    if numbers.dtype.kind not in "biu" or numbers.shape not in ((), (len(pixels),)):
+        raise CourseError(f"Expected the number of a class, or one for each of {len(pixels)} images; got {classes}.")
+    numbers = np.broadcast_to(numbers.astype(np.int64), len(pixels)).copy()
     wrong = numbers[(numbers >= count) | (numbers < (0 if classes is not None else -1))]
     if len(wrong):
         raise CourseError(f"The model has the classes 0 to {count - 1}; asked was for {wrong[0]}.")
@@ -259,18 +270,19 @@ class _Way:
     fails: the inner layer's output belongs to another graph. So every layer is called here, one after the other.
     """
 
-    def __init__(self, model, *, guided=False):
-        self.model, self.guided = model, guided
+    def __init__(self, model, *, guided=False, watch=None):
+        self.model, self.guided, self.watch = model, guided, watch
         self.maps = {}  # layer's name: [(maps, seen in a mirror)], one a call; the layer called last comes last
         self.mirrored = set()  # references to tensors that show the image in a mirror
         self.before = {}  # reference to probabilities: the numbers that they were made of
         self.convolutions = self.rectified = 0
         # In half precision small gradients would round to zero: the score is lifted, and gradients are lowered again.
-        self.lift = 1024.0 if keras.backend.standardize_dtype(model.compute_dtype) == "float16" else 1.0
+        # A reopened model no longer knows its precision, its layers do.
+        self.lift = 1024.0 if "float16" in {layer.compute_dtype for layer in _leaves(model)} else 1.0
 
     def scored(self, x):
         """Scores of all classes, float32 (images, classes)."""
-        answer = self._through(self.model, x)
+        answer = self._through(self.model, tf.cast(x, tf.float32))
         scores = self.before.get(answer.ref())
         if scores is None:
             answer = tf.clip_by_value(tf.cast(answer, tf.float32), 1e-7, 1 - 1e-7)
@@ -298,9 +310,10 @@ class _Way:
         if not isinstance(model, keras.Model) or not hasattr(model, "_run_through_graph"):
             raise CourseError(f"{model.name} is neither a Functional nor a Sequential model: its layers are not known.")
         # Not public, but what Keras itself calls a functional model with, since 3.0.
-        return model._run_through_graph(
+        outputs = model._run_through_graph(
             x, operation_fn=lambda operation: lambda *a, **k: self._call(operation, *a, **k)
         )
+        return outputs[0] if isinstance(outputs, list) and len(outputs) == 1 else outputs
 
     def _call(self, operation, *args, **kwargs):
         inside = isinstance(operation, keras.Model)
@@ -308,34 +321,43 @@ class _Way:
         if not inside:
             self.convolutions += "Conv" in type(operation).__name__
             outputs = self._rectified(operation, outputs)
-            self._note_probabilities(operation, args, outputs)
+            outputs = self._probabilities(operation, args, outputs)
         self._note_maps(operation, args, outputs)
         return outputs
 
     def _rectified(self, operation, outputs):
         # A ReLU passes a gradient where its output is above zero. Clipping the gradient behind it does the rest.
-        is_relu = isinstance(operation, layers.ReLU) or getattr(operation, "activation", None) is activations.relu
+        is_relu = isinstance(operation, layers.ReLU) or getattr(operation, "activation", None) in RELUS
         self.rectified += is_relu
         return _only_positive(outputs) if is_relu and self.guided else outputs
 
-    def _note_probabilities(self, operation, args, outputs):
+    def _probabilities(self, operation, args, outputs):
+        activation = getattr(operation, "activation", None)
         if isinstance(operation, layers.Softmax):
-            self.before[outputs.ref()] = args[0]
-        elif getattr(operation, "activation", None) in (activations.sigmoid, activations.softmax):
-            if isinstance(operation, layers.Activation):
-                self.before[outputs.ref()] = args[0]
-            elif isinstance(operation, layers.Dense):
-                kernel, bias = operation.kernel, operation.bias if operation.use_bias else 0.0
-                self.before[outputs.ref()] = tf.cast(args[0], tf.float32) @ kernel + bias
+            before, activation = tf.cast(args[0], tf.float32), partial(activations.softmax, axis=operation.axis)
+        elif activation not in (activations.sigmoid, activations.softmax):
+            return outputs
+        elif isinstance(operation, layers.Activation):
+            before = tf.cast(args[0], tf.float32)
+        elif isinstance(operation, layers.Dense):
+            before = tf.cast(args[0], tf.float32) @ operation.kernel + (operation.bias if operation.use_bias else 0.0)
+        else:
+            return outputs
+        # In float16 0.9998 is 1, and the gradient of a logarithm overflows: an ensemble needs more places.
+        outputs = outputs if outputs.dtype == tf.float32 else activation(before)
+        self.before[outputs.ref()] = before
+        return outputs
 
     def _note_maps(self, operation, args, outputs):
         given, made = ([one for one in tf.nest.flatten(some) if tf.is_tensor(one)] for some in (args, outputs))
-        turned = type(operation).__name__ == "Flip" and operation.axis == 2  # keras.ops.flip has no public class
+        turned = type(operation).__name__ == "Flip" and operation.axis in (2, -2)  # keras.ops.flip has no public class
         mirrored = any(one.ref() in self.mirrored for one in given) != turned
         if mirrored:
             self.mirrored |= {one.ref() for one in made}
         is_layer = isinstance(operation, keras.Layer) and self.convolutions
         if is_layer and len(made) == 1 and len(made[0].shape) == 4 and max(made[0].shape[1:3]) > 1:
+            if self.watch:
+                self.watch(made[0])  # they count even where the pixels do not, behind a step without a gradient
             earlier = self.maps.pop(operation.name, [])
             self.maps[operation.name] = [*earlier, (made[0], mirrored)]
 
@@ -437,15 +459,18 @@ def heat_inside(maps, masks):
 def overlap(maps, masks):
     """Intersection over union of the mask and as many of the hottest pixels as it has.
 
-    Arguments and errors are those of `pointing`. Where pixels are equally hot, rows and columns decide; 0 for a map
-    without heat.
+    Arguments and errors are those of `pointing`. Pixels without heat are never among the hottest. Where too many are
+    equally hot, each counts with the same share, so the same heat everywhere gets what chance gets.
     """
     _same_shape(maps, masks)
     found = np.zeros(len(maps))
-    for number, (heat, mask) in enumerate(zip(maps.reshape(len(maps), -1), masks.reshape(len(masks), -1))):
-        hottest = np.zeros(len(heat), bool)
-        hottest[np.argsort(-heat, kind="stable")[: mask.sum()]] = True
-        found[number] = (hottest & mask & (heat > 0)).sum() / max(1, (hottest | mask).sum())
+    for number, (heat, mask) in enumerate(zip(maps, masks)):
+        size = mask.sum()
+        least = np.partition(heat, -size, axis=None)[-size] if size else np.inf
+        hotter, equal = (heat > least) & (heat > 0), (heat == least) & (heat > 0)
+        counted = size if equal.any() else hotter.sum()
+        both = (hotter & mask).sum() + (equal & mask).sum() * (counted - hotter.sum()) / max(1, equal.sum())
+        found[number] = both / max(1, counted + size - both)
     return found
 
 
@@ -453,5 +478,5 @@ def _same_shape(maps, others):
     if maps.shape != others.shape or maps.ndim != 3:
         raise CourseError(
             f"Expected heat maps and masks of one shape (images, height, width), got {maps.shape} and {others.shape}. "
-            "Masks read with shortcuts.lung_masks(..., size) have the size of the prepared images."
+            "Masks read with shortcuts.masks(..., size) have the size of the prepared images."
         )

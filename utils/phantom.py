@@ -828,6 +828,27 @@ def _stamp(text, font, height, thickness, framed):
     return ink * np.float32(0.95 / 255)
 
 
+def marker_place(hospital, size):
+    """Where a hospital puts its side marker.
+
+    Parameters
+    ----------
+    hospital : one of HOSPITALS
+    size : int, pixels
+
+    Returns
+    -------
+    numpy.ndarray. bool (size, size), True in the rectangle that holds every place the marker can have.
+    """
+    letter, font, height, thick, (x, y), framed = STYLES[hospital].marker
+    tall, wide = _stamp(letter, font, height * size / 42, thick * size / 42, framed).shape
+    place = np.zeros((size, size), bool)
+    rows, columns = ([int(np.clip(size * (middle + way * reach) - side / 2, 0, size - side)) for way in (-0.5, 0.5)]
+                     for middle, reach, side in ((y, 0.12, tall), (x, 0.03, wide)))
+    place[rows[0]:rows[1] + tall, columns[0]:columns[1] + wide] = True
+    return place
+
+
 def take_radiograph(patient, number, *, size=224, severity=None):
     """Take image `number` (0, 1, ...) of a patient.
 

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import textwrap
 
 import matplotlib
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 # Okabe & Ito's colours, told apart by colour-blind readers, in an order that also differs in grey.
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#6E6E6E"
 LIGHT_GREY = "#C8C8C8"
+LARGE = 20_000  # bytes of a stored figure
 CYCLE = (BLUE, ORANGE, GREEN, RED, PURPLE, GREY)
 STYLE = {
     "figure.dpi": 100,
@@ -82,7 +84,11 @@ def show(fig, *, alt):
     # Most figures are grey: one byte a pixel is then enough, and notebooks stay small.
     red, green, blue = (np.asarray(band) for band in picture.split())
     is_grey = (red == green).all() and (red == blue).all()
-    (picture.convert("L") if is_grey else picture).save(small, format="PNG", optimize=True)
+    if is_grey:
+        picture = picture.convert("L")
+    elif buffer.tell() > LARGE:  # heat over radiographs: so is a palette
+        picture = picture.quantize(256, kmeans=3, dither=Image.Dither.NONE)
+    picture.save(small, format="PNG", optimize=True)
     data = {"image/png": small.getvalue(), "text/plain": f"Figure: {alt}"}
     display(data, raw=True, metadata={"image/png": {"alt": alt}})
 
@@ -101,7 +107,8 @@ def caption(fig, run, text="", *, simulated=False):
     """
     simulated = simulated or run.dataset == "phantom"
     source = "Simulated radiographs (phantoms)." if simulated else f"Data: {run.short_dataset}."
-    fig.supxlabel(f"{source} {text}", fontsize=8, color=GREY, x=0.01, ha="left")
+    lines = textwrap.fill(f"{source} {text}", int(16 * fig.get_figwidth()))  # 16 letters of this size to an inch
+    fig.supxlabel(lines, fontsize=8, color=GREY, x=0.01, ha="left")
 
 
 def radiographs(ax, pixels, title=""):
@@ -140,6 +147,36 @@ def grid(images, titles, *, columns, side=1.6, row_labels=()):
     for ax, label in zip(axes[:, 0], row_labels):
         ax.text(-0.06, 0.5, label, transform=ax.transAxes, rotation=90, va="center", ha="right", fontsize=9)
     return fig
+
+
+def overlay(fig, heats, *, masks=()):
+    """Lay heat over the radiographs of a `grid`, so that they stay visible, with a scale.
+
+    Parameters
+    ----------
+    fig : matplotlib.figure.Figure
+        From `grid`.
+    heats : sequence of numpy.ndarray or None
+        Numbers, (height, width), one an image of the grid; below zero counts as zero. None leaves the radiograph bare.
+    masks : sequence of numpy.ndarray or None
+        bool, (height, width): drawn as outlines.
+    """
+    # From nothing to two thirds covered: a radiologist has to see what lies below.
+    ramp = matplotlib.colors.LinearSegmentedColormap.from_list("heat", [(*matplotlib.colors.to_rgb(ORANGE), 0.0),
+        (*matplotlib.colors.to_rgb(ORANGE), 0.3), (*matplotlib.colors.to_rgb(RED), 0.65)])  # fmt: skip
+    for ax, heat in zip(fig.axes, heats):
+        if heat is not None and np.max(heat) > 0:
+            ax.imshow(np.clip(heat, 0, None) / np.max(heat), cmap=ramp, vmin=0, vmax=1, interpolation="bilinear")
+        elif heat is not None:
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+            ax.text(0.5, 0.04, "no heat", transform=ax.transAxes, ha="center", fontsize=8, bbox=box)
+    scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, 1), ramp)
+    for ax, mask in zip(list(fig.axes), masks):
+        if mask is not None:
+            outline(ax, mask, BLUE)
+    bar = fig.colorbar(scale, ax=fig.axes, fraction=0.02, pad=0.01, ticks=[0, 0.5, 1])
+    bar.ax.set_facecolor("black")
+    bar.set_label("heat, share of the\nimage's hottest place", fontsize=8)
 
 
 def intervals(ax, scores, *, label, line=None, line_label="chance"):

@@ -138,17 +138,19 @@ def extractor(names, size, *, weights, crop=0.0):
     return keras.Model(inputs, found(middle), name=f"{found.name}_middle")
 
 
-def lung_masks(root, table, size):
-    """Read lung masks, cut and squared as `images.preprocess` treats their radiographs.
+def masks(root, table, size, *, column="lung_mask"):
+    """Read masks, cut and squared as `images.preprocess` treats their radiographs.
 
     Parameters
     ----------
     root : path-like
         Folder that the paths start from.
     table : pandas.DataFrame
-        With `path` and `lung_mask`, none missing.
+        With `path` and `column`, none missing.
     size : int
         Side of the result in pixels.
+    column : str
+        "lung_mask" or "lesion_mask".
 
     Returns
     -------
@@ -162,7 +164,7 @@ def lung_masks(root, table, size):
         return images.fit_square(mask[images.frame(grey)], size) > mask.max() / 2
 
     with ThreadPoolExecutor() as pool:
-        return np.stack(list(pool.map(one, zip(table["path"], table["lung_mask"]))))[..., None]
+        return np.stack(list(pool.map(one, zip(table["path"], table[column]))))[..., None]
 
 
 def image_sizes(root, paths):
