@@ -1,17 +1,17 @@
 """How fast `explain.grad_cam` is, next to the usual loop over images and to tf-keras-vis.
 
-    .venv/bin/python tests/benchmarks/bench_explain.py [--images 320] [--runs 5]
+    .venv/bin/python tests/benchmarks/bench_explain.py [--images 320] [--runs 3]
 
 320 images are the test set of a course run on phantoms; they are 128 x 128 x 1. Every way explains the same class of
 each image (its label) by the same layer, and ends with a float map of the image's size. Every figure is a ratio within
 one run, ours and the others one after the other, so that a busy machine slows all. Each run has new models, which
 nobody has called; building them counts for nobody.
 
-1. All images, images/s, everything counted: `grad_cam` traces the network anew in every call, in batches of 32. Usual:
-   see `usual_way`; of what it builds, the model with two outputs counts.
+1. All images, images/s, everything counted: `grad_cam` traces the network anew in every call of more than two
+   batches of 32. Usual: see `usual_way`; of what it builds, the model with two outputs counts.
 2. Each further image, images/s: what is left when all that is built and traced is there already. Ours: what four times
    the images take longer than a single one. The others: what comes after the first image or batch.
-3. One image alone, s: there tracing is nearly all of it.
+3. One image alone, s: `grad_cam` does not trace for so few.
 
 tf-keras-vis explains the small CNN only: it cannot look into a nested network. It is no part of the course; get it by
 
@@ -210,7 +210,7 @@ def print_alike(correlations):
 def main():
     """Do what the module says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("images", 320), ("runs", 5)):
+    for name, default in (("images", 320), ("runs", 3)):
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()
     if args.images < 2 * BATCH or args.runs < 1:
