@@ -51,6 +51,15 @@ def test_a_map_without_heat_says_so_and_the_scale_is_named():
     assert "hottest" in fig.axes[-1].get_ylabel()
 
 
+def test_maps_can_share_a_scale():
+    chest = np.full((40, 40), 120, np.uint8)
+    maps = [np.full((40, 40), 1.0), np.full((40, 40), 4.0)]
+    _, (own, _) = painted([chest] * 2, maps)
+    fig, (weak, strong) = painted([chest] * 2, maps, together=True)
+    assert np.ptp(weak[20, 20].astype(int)) < np.ptp(own[20, 20].astype(int)) and (strong == own).all()
+    assert "of all" in fig.axes[-1].get_ylabel()
+
+
 def test_masks_are_outlined_in_their_own_panel():
     chest, mask = np.full((40, 40), 120, np.uint8), np.zeros((40, 40), bool)
     mask[10:30, 10:30] = True

@@ -348,9 +348,9 @@ def short_sighted(shape, *, weights, seed, classes=2, maps=64, dropout=0.3):
     """A classifier whose every feature sees only a small part of the image, so that a heat map can say which.
 
     Features of a deep network see nearly the whole image: a map of where they are large need not show where the
-    lesion is. Here PhantomNet ends after its third convolution, at 43 of 128 pixels a feature. Maps of the second and
-    the third stand side by side, are mixed place by place, and averaged over the image (as in bags of local features,
-    Brendel & Bethge 2019, arXiv:1904.00760).
+    lesion is. Here PhantomNet ends after its third convolution: each feature sees 59 x 59 pixels. Maps of the second
+    and the third stand side by side, are mixed place by place, and averaged over the image (as in bags of local
+    features, Brendel & Bethge 2019, arXiv:1904.00760).
 
     Parameters
     ----------

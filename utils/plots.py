@@ -149,7 +149,7 @@ def grid(images, titles, *, columns, side=1.6, row_labels=()):
     return fig
 
 
-def overlay(fig, heats, *, masks=()):
+def overlay(fig, heats, *, masks=(), together=False):
     """Lay heat over the radiographs of a `grid`, so that they stay visible, with a scale.
 
     Parameters
@@ -160,13 +160,17 @@ def overlay(fig, heats, *, masks=()):
         Numbers, (height, width), one an image of the grid; below zero counts as zero. None leaves the radiograph bare.
     masks : sequence of numpy.ndarray or None
         bool, (height, width): drawn as outlines.
+    together : bool
+        One scale for all, for maps of one network and one class; False: each image has its own.
     """
+    warm = [np.max(heat) for heat in heats if heat is not None]
     # From nothing to two thirds covered: a radiologist has to see what lies below.
     ramp = matplotlib.colors.LinearSegmentedColormap.from_list("heat", [(*matplotlib.colors.to_rgb(ORANGE), 0.0),
         (*matplotlib.colors.to_rgb(ORANGE), 0.3), (*matplotlib.colors.to_rgb(RED), 0.65)])  # fmt: skip
     for ax, heat in zip(fig.axes, heats):
         if heat is not None and np.max(heat) > 0:
-            ax.imshow(np.clip(heat, 0, None) / np.max(heat), cmap=ramp, vmin=0, vmax=1, interpolation="bilinear")
+            top = max(warm) if together else np.max(heat)
+            ax.imshow(np.clip(heat, 0, None) / top, cmap=ramp, vmin=0, vmax=1, interpolation="bilinear")
         elif heat is not None:
             box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
             ax.text(0.5, 0.04, "no heat", transform=ax.transAxes, ha="center", fontsize=8, bbox=box)
@@ -175,8 +179,9 @@ def overlay(fig, heats, *, masks=()):
         if mask is not None:
             outline(ax, mask, BLUE)
     bar = fig.colorbar(scale, ax=fig.axes, fraction=0.02, pad=0.01, ticks=[0, 0.5, 1])
-    bar.ax.set_facecolor("black")
-    bar.set_label("heat, share of the\nimage's hottest place", fontsize=8)
+    bar.ax.set_facecolor(GREY)  # as it looks over the middle tones of a radiograph
+    whose = "hottest place of all" if together else "image's hottest place"
+    bar.set_label(f"heat, share of the\n{whose}", fontsize=8)
 
 
 def intervals(ax, scores, *, label, line=None, line_label="chance"):
@@ -325,5 +330,6 @@ def _connect(ax, places):
 
 def outline(ax, mask, colour):
     """Draw the border of a mask, bool (height, width), onto an image of the same size."""
-    if mask.any():
+    if mask.any():  # with a pale edge, to be seen on dark lungs as well
+        ax.contour(mask, levels=[0.5], colors=["white"], linewidths=2.0, alpha=0.6)
         ax.contour(mask, levels=[0.5], colors=[colour], linewidths=1.2)
