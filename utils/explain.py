@@ -12,6 +12,8 @@ from utils.errors import CourseError
 
 layers = keras.layers
 activations = keras.activations
+FEW = 8  # images
+PIXELS = "pixels "  # what a gradient can be taken of, besides the maps of a layer; no layer can be called so
 RELUS = (activations.relu, activations.relu6)
 
 
@@ -58,21 +60,24 @@ def grad_cam(model, pixels, *, layer=None, classes=None, size=None, batch_size=3
     CourseError
         A model without a convolution, a layer or class that does not exist, or images that the model does not take.
     """
+    way = _Way(model)
+    way.scored(tf.constant(_checked(model, pixels)[:1]))
+    layer = way.known(layer)
 
     def maps(x, chosen, tape, way):
-        found = way.maps[way.known(layer)]
+        found = way.maps[layer]
         slopes = tape.gradient(chosen, [one for one, _ in found])
         sides = x.shape[1:3] if size is None else (size, size)
         heat = 0.0
         for (one, mirrored), slope in zip(found, slopes):
             if slope is None:
-                raise CourseError(f"The score of {model.name} does not depend on layer {way.known(layer)}.")
+                raise CourseError(f"The score of {model.name} does not depend on layer {layer}.")
             one, slope = tf.cast(one, tf.float32), tf.cast(slope, tf.float32) / way.lift
             summed = tf.reduce_sum(one * tf.reduce_mean(slope, (1, 2), keepdims=True), axis=3, keepdims=True)
             heat += tf.image.resize(summed[:, :, ::-1] if mirrored else summed, sides)
         return tf.nn.relu(heat[..., 0])
 
-    return Heat(*_explain(model, pixels, classes, maps, batch_size))
+    return Heat(*_explain(model, pixels, classes, maps, batch_size, since=layer))
 
 
 def gradients(model, pixels, *, guided=False, classes=None, batch_size=32):
@@ -107,7 +112,7 @@ def gradients(model, pixels, *, guided=False, classes=None, batch_size=32):
 
 def scores(model, pixels, *, batch_size=32):
     """Return the score of every class, float32 (images, classes): what `grad_cam` takes the gradient of."""
-    return _explain(model, pixels, None, lambda x, chosen, tape, way: way.scores, batch_size)[0]
+    return _explain(model, pixels, None, lambda x, chosen, tape, way: way.scores, batch_size, since=None)[0]
 
 
 def feature_maps(model, pixels, names):
@@ -206,27 +211,32 @@ def _answers(model, pixels, places):
     return answers.reshape(len(pixels), len(places), -1)
 
 
-def _explain(model, pixels, classes, what, batch_size, *, guided=False):
-    # Run `what` on batches: it gets the pixels, the score of the chosen class of each image, the tape, and the way.
+def _explain(model, pixels, classes, what, batch_size, *, guided=False, since=PIXELS):
+    # Run `what` on batches: it gets the pixels, the score of the chosen class of each image, the tape, and the way. The
+    # tape keeps what comes after the maps of the layer `since`: all of a deep network takes gigabytes.
     pixels = _checked(model, pixels)
     shape = (None, *pixels.shape[1:])
 
     def step(x, chosen):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
-            way = _Way(model, guided=guided, watch=tape.watch)
+            way = _Way(model, guided=guided, watch={since: tape.watch})
             x = tf.cast(x, tf.float32)
-            tape.watch(x)
+            if since == PIXELS:
+                tape.watch(x)
             every = way.scored(x)
             chosen = tf.where(chosen < 0, tf.argmax(every, axis=1), chosen)
             score = tf.gather(every, chosen, axis=1, batch_dims=1) * way.lift
         return what(x, score, tape, way), chosen
 
     numbers = _classes(classes, pixels, _count(model))
-    parts = [slice(start, start + batch_size) for start in range(0, len(pixels), batch_size)]
-    # Compiled, many batches take a fraction of the time; but compiling takes as long as one or two of them.
-    if len(parts) > 2:
+    # Compiled, many images take a fraction of the time; but compiling takes as long as some thirty of them. Uncompiled,
+    # what is seen on the way stays in memory until the end of it: so a few at a time.
+    if len(pixels) > batch_size:
         signature = [tf.TensorSpec(shape, tf.uint8), tf.TensorSpec((None,), tf.int64)]
         step = tf.function(step, autograph=False).get_concrete_function(*signature)
+    else:
+        batch_size = min(batch_size, FEW)
+    parts = [slice(start, start + batch_size) for start in range(0, len(pixels), batch_size)]
     found = [step(tf.constant(pixels[part]), tf.constant(numbers[part])) for part in parts]
     return tuple(np.concatenate([one.numpy() for one in ones]) for ones in zip(*found))
 
@@ -270,8 +280,8 @@ class _Way:
     fails: the inner layer's output belongs to another graph. So every layer is called here, one after the other.
     """
 
-    def __init__(self, model, *, guided=False, watch=None):
-        self.model, self.guided, self.watch = model, guided, watch
+    def __init__(self, model, *, guided=False, watch=()):
+        self.model, self.guided, self.watch = model, guided, dict(watch)  # what to call with the maps of a layer
         self.maps = {}  # layer's name: [(maps, seen in a mirror)], one a call; the layer called last comes last
         self.mirrored = set()  # references to tensors that show the image in a mirror
         self.before = {}  # reference to probabilities: the numbers that they were made of
@@ -356,8 +366,8 @@ class _Way:
             self.mirrored |= {one.ref() for one in made}
         is_layer = isinstance(operation, keras.Layer) and self.convolutions
         if is_layer and len(made) == 1 and len(made[0].shape) == 4 and max(made[0].shape[1:3]) > 1:
-            if self.watch:
-                self.watch(made[0])  # they count even where the pixels do not, behind a step without a gradient
+            if operation.name in self.watch:
+                self.watch[operation.name](made[0])
             earlier = self.maps.pop(operation.name, [])
             self.maps[operation.name] = [*earlier, (made[0], mirrored)]
 

@@ -7,8 +7,8 @@ each image (its label) by the same layer, and ends with a float map of the image
 one run, ours and the others one after the other, so that a busy machine slows all. Each run has new models, which
 nobody has called; building them counts for nobody.
 
-1. All images, images/s, everything counted: `grad_cam` traces the network anew in every call of more than two
-   batches of 32. Usual: see `usual_way`; of what it builds, the model with two outputs counts.
+1. All images, images/s, everything counted: `grad_cam` traces the network anew in every call of more than one
+   batch of 32. Usual: see `usual_way`; of what it builds, the model with two outputs counts.
 2. Each further image, images/s: what is left when all that is built and traced is there already. Ours: what four times
    the images take longer than a single one. The others: what comes after the first image or batch.
 3. One image alone, s: `grad_cam` does not trace for so few.
