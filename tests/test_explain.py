@@ -381,10 +381,10 @@ def test_maps_of_backbones_side_by_side_are_added():
 
 
 def test_a_short_sighted_network_is_read_at_its_mixtures_of_maps():
-    model = filled(backbones.short_sighted((64, 48, 1), weights="none", seed=1, maps=5), seed=1)
+    model = filled(backbones.short_sighted((64, 48, 1), weights="none", seed=1), seed=1)
     pixels, (slopes, _) = noise(2, 64, 48, 1), model.get_layer("probability").get_weights()
     maps = explain.feature_maps(model, pixels, ["look_relu"])["look_relu"]
-    assert maps.shape == (2, 8, 6, 5)
+    assert maps.shape == (2, 8, 6, 64)
     close(signed(model, pixels), enlarged(maps @ slopes / 48, (64, 48)))
 
 

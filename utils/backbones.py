@@ -344,7 +344,7 @@ def join(extractors):
     return keras.Model(inputs, features, name="_".join(extractor.name for extractor in extractors))
 
 
-def short_sighted(shape, *, weights, seed, classes=2, maps=64, dropout=0.3):
+def short_sighted(shape, *, weights, seed):
     """A classifier whose every feature sees only a small part of the image, so that a heat map can say which.
 
     Features of a deep network see nearly the whole image: a map of where they are large need not show where the
@@ -358,16 +358,14 @@ def short_sighted(shape, *, weights, seed, classes=2, maps=64, dropout=0.3):
         (height, width, 1) of the uint8 images.
     weights : str or path-like
         Those of PhantomNet that it starts from, see `build`.
-    seed, classes, dropout
-        As for `models.small_cnn`.
-    maps : int
-        Mixtures of the feature maps.
+    seed : int
+        Of the random weights and of dropout.
 
     Returns
     -------
     keras.Model
-        uint8 pixels in, probabilities out. Its last layer with maps is "look_relu": (images, height / 8, width / 8,
-        `maps`).
+        uint8 pixels in, the probability of the second of two classes out. Its last layer with maps is "look_relu":
+        (images, height / 8, width / 8, 64).
     """
     inputs = keras.Input(shape, dtype="uint8", name="pixels")
     x = layers.Rescaling(1 / 127.5, offset=-1.0, name="scale")(inputs)
@@ -376,11 +374,11 @@ def short_sighted(shape, *, weights, seed, classes=2, maps=64, dropout=0.3):
     coarse = layers.Resizing(*fine.shape[1:3], interpolation="bilinear", name="larger")(coarse)
     x = layers.Concatenate(name="side_by_side")([fine, coarse])
     start = keras.initializers.HeNormal(seed=seed * 100 + 50)
-    x = layers.Conv2D(maps, 1, use_bias=False, kernel_initializer=start, name="look")(x)
+    x = layers.Conv2D(64, 1, use_bias=False, kernel_initializer=start, name="look")(x)
     x = layers.BatchNormalization(momentum=0.9, name="look_bn")(x)
     x = layers.ReLU(name="look_relu")(x)
     x = layers.GlobalAveragePooling2D(name="average")(x)
-    return keras.Model(inputs, probabilities(x, classes, seed=seed, dropout=dropout), name="short_sighted")
+    return keras.Model(inputs, probabilities(x, 2, seed=seed, dropout=0.3), name="short_sighted")
 
 
 def classifier(extractor, *, classes, seed, dropout=0.3):

@@ -52,8 +52,7 @@ def grad_cam(model, pixels, *, layer=None, classes=None, size=None, batch_size=3
     -------
     Heat
         In units of the score, enlarged (bilinear) before what lies below zero is cut off: so no place speaks for both
-        of two classes. All zero where nothing speaks for the
-        class.
+        of two classes. All zero where nothing speaks for the class.
 
     Raises
     ------
@@ -219,7 +218,7 @@ def _explain(model, pixels, classes, what, batch_size, *, guided=False, since=PI
 
     def step(x, chosen):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
-            way = _Way(model, guided=guided, watch={since: tape.watch})
+            way = _Way(model, guided=guided, tape=tape, since=since)
             x = tf.cast(x, tf.float32)
             if since == PIXELS:
                 tape.watch(x)
@@ -280,8 +279,8 @@ class _Way:
     fails: the inner layer's output belongs to another graph. So every layer is called here, one after the other.
     """
 
-    def __init__(self, model, *, guided=False, watch=()):
-        self.model, self.guided, self.watch = model, guided, dict(watch)  # what to call with the maps of a layer
+    def __init__(self, model, *, guided=False, tape=None, since=None):
+        self.model, self.guided, self.tape, self.since = model, guided, tape, since
         self.maps = {}  # layer's name: [(maps, seen in a mirror)], one a call; the layer called last comes last
         self.mirrored = set()  # references to tensors that show the image in a mirror
         self.before = {}  # reference to probabilities: the numbers that they were made of
@@ -366,8 +365,8 @@ class _Way:
             self.mirrored |= {one.ref() for one in made}
         is_layer = isinstance(operation, keras.Layer) and self.convolutions
         if is_layer and len(made) == 1 and len(made[0].shape) == 4 and max(made[0].shape[1:3]) > 1:
-            if operation.name in self.watch:
-                self.watch[operation.name](made[0])
+            if operation.name == self.since:
+                self.tape.watch(made[0])
             earlier = self.maps.pop(operation.name, [])
             self.maps[operation.name] = [*earlier, (made[0], mirrored)]
 

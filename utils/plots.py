@@ -175,7 +175,7 @@ def overlay(fig, heats, *, masks=(), together=False):
             box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
             ax.text(0.5, 0.04, "no heat", transform=ax.transAxes, ha="center", fontsize=8, bbox=box)
     scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, 1), ramp)
-    for ax, mask in zip(list(fig.axes), masks):
+    for ax, mask in zip(fig.axes, masks):
         if mask is not None:
             outline(ax, mask, BLUE)
     bar = fig.colorbar(scale, ax=fig.axes, fraction=0.02, pad=0.01, ticks=[0, 0.5, 1])
