@@ -47,6 +47,51 @@ def png(width, height, rows, *, interlaced=False):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
+def huge(form, side=60_000):
+    """Return a file of a few bytes whose header says that the image is gigantic."""
+    if form == "PNG":
+        return png(side, side, b"")
+    if form == "GIF":
+        return b"GIF89a" + struct.pack("<HHBBB", side, side, 0, 0, 0) + b",\0\0\0\0\1\0\1\0\0\2\2D\1\0;"
+    if form == "BMP":
+        return b"BM" + struct.pack("<IIIIiiHHIIiiII", 58, 0, 54, 40, side, side, 1, 24, 0, 4, 0, 0, 0, 0) + bytes(4)
+    if form == "TIFF":  # width, height, bits, compression, black is 0, where the pixels are, their rows and bytes
+        tags = {256: side, 257: side, 258: 8, 259: 1, 262: 1, 273: 8, 278: side, 279: 4}
+        entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+        return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+    data = encoded(picture(99), "WEBP", lossless=True)  # behind 21 bytes 14 bits each: width, height, less one
+    return data[:21] + struct.pack("<I", side - 1 | side - 1 << 14) + data[25:]
+
+
+def dicom(pixels, *, side=None, frames=1, syntax="1.2.840.10008.1.2.1", deflated=False):
+    """Return 8-bit grey pixels as a DICOM file put together by hand; `side` and `frames` are only said."""
+
+    def element(group, number, kind, value):
+        value = struct.pack("<H", value) if isinstance(value, int) else value + bytes(len(value) % 2)
+        length = struct.pack("<HI", 0, len(value)) if kind == b"OB" else struct.pack("<H", len(value))
+        return struct.pack("<HH", group, number) + kind + length + value
+
+    height, width = (side, side) if side else pixels.shape
+    meta = element(2, 0x10, b"UI", syntax.encode())
+    image = [(2, b"US", 1), (4, b"CS", b"MONOCHROME2 "), (8, b"IS", str(frames).encode() + b" "),
+             (0x10, b"US", height), (0x11, b"US", width), (0x100, b"US", 8), (0x101, b"US", 8), (0x102, b"US", 7),
+             (0x103, b"US", 0)]  # fmt: skip
+    body = b"".join(element(0x28, *row) for row in image) + element(0x7FE0, 0x10, b"OB", pixels.tobytes())
+    return bytes(128) + b"DICM" + meta + (zlib.compress(body, wbits=-15) if deflated else body)
+
+
+def in_scans(data, count):
+    """Return a progressive JPEG with its last scan repeated."""
+    scan = data.rindex(b"\xff\xda")
+    return data[:-2] + data[scan:-2] * count + data[-2:]
+
+
+def overflowing(pixels):
+    """Return pixels as a PNG whose compressed data holds 8 MB more than its header says."""
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+    return png(pixels.shape[1], pixels.shape[0], rows + bytes(8_000_000))
+
+
 def interlaced(pixels):
     """Return pixels as a PNG in Adam7's seven passes, each line after its filter byte (0: none)."""
     passes = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
@@ -106,7 +151,11 @@ BLANK = bytes(20_000 * 40 + 40)
 ROWS = [
     Row("zero bytes", added(NEW, b""), "skipped", "empty file"),
     Row("text named .png", added(NEW, b"to be scanned\n"), "skipped", r"not an image \(text\)"),
-    Row("HTML", added("00000099_000.jpg", b"<!DOCTYPE html><html>404</html>\n"), "skipped", r"not an image \(text\)"),
+    Row("HTML", added("00000099_000.jpg", b"<!DOCTYPE html><html>404</html>\n"), "skipped", "HTML page"),
+    Row("SVG", added(NEW, b'<?xml version="1.0"?>\n<svg width="99" height="99"/>\n'), "skipped", "SVG drawing"),
+    Row("JSON", added(NEW, b'{"image": "iVBORw0KGgo="}\n'), "skipped", r"not an image \(text\)"),
+    Row("UTF-16 text", added(NEW, "Röntgenbild fehlt\n".encode("utf-16")), "skipped", r"not an image \(text\)"),
+    Row("zip", added(NEW, b"PK\x03\x04" + bytes(26)), "skipped", "zip archive"),
     Row("PDF", added(NEW, b"%PDF-1.5\n\xb5\xb5"), "skipped", r"not an image \(PDF\)"),
     Row("truncated PNG", added(NEW, SOUND[: len(SOUND) // 2]), "skipped", "corrupt or truncated"),
     Row("truncated JPEG", added("00000099_000.jpg", JPEG[:-20]), "skipped", "corrupt or truncated"),
@@ -116,6 +165,23 @@ ROWS = [
     Row("1 x 1", added(NEW, encoded(picture(99)[:1, :1], "PNG")), "skipped", "1 x 1 pixels: too small"),
     Row("20,000 x 20,000", added(NEW, png(20_000, 20_000, b"")), "skipped", "more than 100 million pixels"),
     Row("20,000 x 40", added(NEW, png(20_000, 40, BLANK)), "skipped", "20000 x 40 pixels: too long and thin"),
+    *(Row(f"60,000 x 60,000, {form}", added(NEW, huge(form)), "skipped", "more than 100 million pixels")
+      for form in ("BMP", "TIFF", "GIF")),
+    Row("16,000 x 16,000, WebP", added(NEW, huge("WEBP", 16_000)), "skipped", "more than 100 million pixels"),
+    Row("60,000 x 60,000, DICOM", added(NEW, dicom(picture(99), side=60_000)), "skipped", "more than 100 million"),
+    *(Row(f"truncated {form}", added(NEW, encoded(picture(99), form)[:-99]), "skipped", "corrupt or truncated")
+      for form in ("WEBP", "TIFF", "GIF", "BMP")),
+    Row("truncated DICOM", added("1.dcm", dicom(picture(99))[:-400]), "skipped", "corrupt or truncated"),
+    Row("DICOM of three frames", added("1.dcm", dicom(picture(99), frames=3)), "skipped", "3 frames: expected one"),
+    Row("deflated DICOM", added("1.dcm", dicom(picture(99), syntax="1.2.840.10008.1.2.1.99", deflated=True)), "skipped",
+        "transfer syntax Deflated Explicit VR Little Endian"),
+    Row("JPEG in 200 scans", added(NEW, in_scans(encoded(picture(99), "JPEG", progressive=True), 200)), "skipped",
+        "more than 100 scans"),
+    *(Row(form, added(NEW, encoded(Image.fromarray(picture(99)).convert("RGB"), form)), "skipped",
+          "not an image that the course reads .*convert it to PNG")
+      for form in ("EPS", "ICO", "JPEG2000")),
+    Row("Photoshop", added(NEW, b"8BPS\0\1" + bytes(20)), "skipped", "Photoshop: convert it to PNG"),
+    Row("PPM", added(NEW, encoded(picture(99), "PPM")), "skipped", r"not an image \("),
     Row("name that is not UTF-8", not_utf8, "skipped", "its name is not UTF-8 text: rename it"),
     Row("hidden file", added("._00000099_000.png", SOUND), "skipped", "hidden file"),
     Row("broken link", broken_link, "skipped", "cannot be read"),
@@ -127,6 +193,10 @@ ROWS = [
     Row("turned by EXIF, PNG", form(lambda pixels: encoded(form="PNG", **turned(pixels))), "read", ""),
     Row("turned by EXIF, TIFF", form(lambda pixels: encoded(form="TIFF", **turned(pixels))), "read", ""),
     Row("interlaced", form(interlaced), "read", ""),
+    Row("PNG with a zip behind it", form(lambda pixels: encoded(pixels, "PNG") + b"PK\x03\x04"), "read", ""),
+    Row("GIF with a page behind it", form(lambda pixels: encoded(pixels, "GIF") + b"<html><script>"), "read", ""),
+    Row("PNG with more than its header says", form(overflowing), "read", ""),
+    Row("DICOM", form(dicom), "read", ""),
     Row("PNG named .jpg", renamed("00000005_000.jpg"), "read", ""),
     Row("upper-case ending", renamed("00000005_000.PNG"), "read", ""),
     Row("blanks, dots and commas", renamed("00000005_000 (copy), v1.2 final .png"), "read", ""),

@@ -12,6 +12,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from bad_files import dicom
+from bad_input import picture
 from conftest import SHARED
 from utils import config, download, phantom, sources
 from utils.errors import CourseError
@@ -243,7 +245,7 @@ def test_what_is_no_image_is_listed(tmp_path):
     loaded = load("darkcovidnet", tmp_path)
     found = {path.removeprefix("Pneumonia/"): reason for path, reason in reasons(loaded).items()}
     assert found == {
-        "empty.png": "empty file", "page.jpg": "not an image (text)", "list.csv": "not an image (text)",
+        "empty.png": "empty file", "page.jpg": "not an image (HTML page)", "list.csv": "not an image (text)",
         "BMI.txt": "not an image (text)", "sheet.xlsx": "not an image (zip archive or Office file)",
         "noise.png": "not an image (unknown kind of file)", "paper.pdf": "not an image (PDF)",
         **dict.fromkeys((".DS_Store", "._00000032_012.png", "Thumbs.db"),
@@ -251,23 +253,26 @@ def test_what_is_no_image_is_listed(tmp_path):
     assert len(loaded.manifest) == 6
 
 
-@pytest.mark.parametrize("form", ["PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP"])
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP", "DICOM"])
 def test_the_content_counts_not_the_name(tmp_path, form):
     root = make_darkcovidnet(tmp_path)
-    image(root / "Pneumonia" / "00000001_000.dat", form=form)
+    if form == "DICOM":
+        (root / "Pneumonia" / "00000001_000.dat").write_bytes(dicom(picture(1)))
+    else:
+        image(root / "Pneumonia" / "00000001_000.dat", form=form)
     assert len(load("darkcovidnet", tmp_path).manifest) == 7
 
 
 def test_files_that_the_course_cannot_use_say_why(tmp_path):
     root = make_darkcovidnet(tmp_path)
-    (root / "Pneumonia" / "00000002_000").write_bytes(bytes(128) + b"DICM" + bytes(9))
+    (root / "Pneumonia" / "00000002_000").write_bytes(b"\0\0\0\x1cftypheic" + bytes(9))
     name = os.fsdecode(b"R\xf6ntgen.png")
     try:
         shutil.copy(next((root / "Pneumonia").glob("*.png")), root / "Pneumonia" / name)
     except OSError:
         pytest.skip("this system writes no such names")
     found = reasons(load("darkcovidnet", tmp_path))
-    assert "DICOM: convert it to PNG" in found["Pneumonia/00000002_000"]
+    assert "HEIC: convert it to PNG" in found["Pneumonia/00000002_000"]
     assert found[f"Pneumonia/{name}"] == "its name is not UTF-8 text: rename it"
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import logging
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -16,22 +17,27 @@ import pandas as pd
 from filelock import FileLock
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from utils.errors import CourseError
+from utils import dicom
+from utils.errors import CourseError, ImageError, one_line
 from utils.files import write_text, written
+from utils.kinds import check_chunks, check_scans, kind, not_an_image
 
 VERSION = 1  # raise it when any pixel of `preprocess` changes: caches and bundles carry it
 MAX_PIXELS = 100_000_000  # a radiograph has some 10 million; far beyond that it is a mistake or an attack
 TOO_LARGE = f"more than {MAX_PIXELS // 1_000_000} million pixels"
+MAX_BYTES = 512_000_000
+TOO_MANY_BYTES = f"more than {MAX_BYTES // 1_000_000} MB"
+# Never Pillow's other formats: it hands PostScript, for one, to another program.
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP")
+# Pillow needs 20 bytes a pixel for WebP and unpacks run-length BMP in Python: 100 million take 2 GB, or half a minute.
+MAX_SLOW_PIXELS = 20_000_000
 THUMBNAIL = 48  # side of what twins are compared by
 MIN_SIDE = 32  # smaller than this nobody can see a lung
 MAX_ASPECT = 4  # of the public sets no radiograph's long side is more than 2.4 times the short one
 
 # A file that cannot be used is listed with its reason; Pillow's remarks on the way would only stain the notebooks.
 warnings.filterwarnings("ignore", module="PIL")
-
-
-class ImageError(CourseError):
-    """A file that cannot be used as a radiograph; the message is the reason, fit for a list of skipped files."""
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 @dataclass(frozen=True)
@@ -74,47 +80,82 @@ def read_grey(path):
     Parameters
     ----------
     path : path-like
-        PNG, JPEG, BMP, TIFF, GIF or WebP; the content decides, not the name.
+        A file as `decode` takes it; its name does not matter.
+
+    Returns
+    -------
+    numpy.ndarray
+        uint8, (height, width), 0 black to 255 white.
+
+    Raises
+    ------
+    ImageError
+        As for `decode`.
+    CourseError
+        The file cannot be read at all (gone, no permission): that says nothing about the image.
+    """
+    try:
+        if Path(path).stat().st_size > MAX_BYTES:
+            raise ImageError(TOO_MANY_BYTES)
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise CourseError(f"{path} cannot be read ({error.strerror}). Mend that, and run again.") from None
+    return decode(data)
+
+
+def decode(data):
+    """Decode an image file's content to grey.
+
+    Parameters
+    ----------
+    data : bytes
+        PNG, JPEG, BMP, TIFF, GIF, WebP or DICOM. The first bytes decide which; what follows the image does not
+        matter. Of an animation or of several pages, the first counts; a DICOM file must hold one frame.
 
     Returns
     -------
     numpy.ndarray
         uint8, (height, width), 0 black to 255 white. 16-bit and float images are scaled by their own range,
-        transparent pixels become black, a camera's rotation is undone.
+        transparent pixels become black, a camera's rotation is undone; for DICOM see `utils.dicom.decode`.
 
     Raises
     ------
     ImageError
-        Not an image, truncated or corrupt, smaller than 32 pixels, larger than 100 million, a long thin strip.
+        Not an image, truncated or corrupt, smaller than 32 pixels, larger than 100 million or 512 MB, a long thin
+        strip. The message is one line.
     CourseError
-        The file cannot be read at all (gone, no permission): that says nothing about the image.
+        DICOM, and pydicom is not installed.
     """
+    if len(data) > MAX_BYTES:
+        raise ImageError(TOO_MANY_BYTES)
+    reason = not_an_image(data)
+    if reason:
+        raise ImageError(reason)
     try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise CourseError(f"{path} cannot be read ({error.strerror}). Mend that, and run again.") from None
-    try:
-        grey = _decode(data)
-    except (ImageError, MemoryError):
+        return dicom.decode(data, check_shape=_check_shape) if kind(data) == "DICOM" else _decode(data)
+    except (CourseError, MemoryError):
         raise
     except Image.DecompressionBombError:
         raise ImageError(TOO_LARGE) from None
     except UnidentifiedImageError:
-        raise ImageError("not an image that can be read") from None
+        raise ImageError("corrupt or truncated (its header cannot be read)") from None
     except Exception as error:  # a damaged header makes the decoders raise nearly anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ImageError(f"corrupt or truncated ({reason})") from None
-    _check_shape(*grey.shape)
-    return grey
+        raise ImageError(f"corrupt or truncated ({one_line(error) or type(error).__name__})") from None
 
 
 def _decode(data):
-    with Image.open(io.BytesIO(data)) as image:
+    if kind(data) == "JPEG":
+        check_scans(data)
+    elif kind(data) == "PNG":
+        check_chunks(data)
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         # Known from the header alone: a gigantic picture is refused before it takes memory.
-        if image.width * image.height > MAX_PIXELS:
-            raise ImageError(TOO_LARGE)
+        _check_shape(image.height, image.width)
+        slow = image.format == "WEBP" or any(tile.codec_name == "bmp_rle" for tile in image.tile)
+        if slow and image.height * image.width > MAX_SLOW_PIXELS:
+            raise ImageError(f"{image.format} of more than {MAX_SLOW_PIXELS // 1_000_000} million pixels: use PNG")
         image.verify()  # a PNG's checksums: decoding does not look at them, and would give wrong pixels
-    with Image.open(io.BytesIO(data)) as image:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith(("I", "F")):
             return _eight_bit(np.asarray(image), stretch=image.mode == "F")
@@ -125,6 +166,8 @@ def _decode(data):
 
 
 def _check_shape(height, width):
+    if height * width > MAX_PIXELS:
+        raise ImageError(TOO_LARGE)
     if min(height, width) < MIN_SIDE:
         raise ImageError(f"{width} x {height} pixels: too small to show a chest")
     if max(height, width) > MAX_ASPECT * min(height, width):  # squared with bars, nearly nothing of it would be left

@@ -4,20 +4,10 @@ import os
 from collections import deque
 from pathlib import Path
 
-from utils import config
+from utils import config, kinds
 from utils.errors import CourseError
 
 _SYSTEM = ("thumbs.db", "desktop.ini", "__macosx")
-# (offset, bytes): names lie, the first bytes of a file do not (17 .jpg files of ieee8023 are PNG inside).
-_IMAGES = (
-    (0, b"\x89PNG\r\n\x1a\n"),
-    (0, b"\xff\xd8\xff"),  # JPEG
-    (0, b"II*\0"),  # TIFF
-    (0, b"MM\0*"),  # TIFF
-    (0, b"GIF8"),
-    (8, b"WEBP"),
-)
-_OTHERS = ((b"%PDF", "PDF"), (b"PK\x03\x04", "zip archive or Office file"), (b"\x1f\x8b", "gzip archive"))
 
 
 def is_hidden(name):
@@ -85,20 +75,10 @@ def not_an_image(path):
         return "not a file that can be opened"
     try:
         with open(path, "rb") as file:
-            head = file.read(256)
+            head = file.read(kinds.HEAD)
     except OSError as error:
         return f"cannot be read ({error.strerror})"
-    if not head:
-        return "empty file"
-    if any(head[at:at + len(magic)] == magic for at, magic in _IMAGES):
-        return None
-    if head[128:132] == b"DICM":
-        return "not an image that the course reads (DICOM: convert it to PNG first)"
-    if head[:2] == b"BM" and head[6:10] == bytes(4):  # BMP: two letters alone could be a text
-        return None
-    other = next((name for magic, name in _OTHERS if head.startswith(magic)), None)
-    text = "text" if min(head) >= 9 else "unknown kind of file"
-    return f"not an image ({other or text})"
+    return kinds.not_an_image(head)
 
 
 def locate(run, source, is_root, wanted, *, required=True):
