@@ -11,6 +11,7 @@ from typing import NamedTuple
 from utils.errors import CourseError
 
 ROOT = Path(__file__).resolve().parents[1]
+SHIPPED = ROOT / "utils" / "weights" / "phantom.shipped"  # the bundle that is part of the course
 PARAMETERS = ("DATASET", "PROFILE", "RAW", "SEED")
 DATASETS = ("phantom", "darkcovidnet", "cohen", "radiography", "all")
 DEFAULTS = {"DATASET": "phantom", "PROFILE": "fast", "RAW": "", "SEED": 7}

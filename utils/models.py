@@ -267,16 +267,28 @@ def predict(model, pixels, *, mirrored=False, batch_size=64):
             f"{model.name} takes uint8 images of {expected}, got {pixels.dtype} of {pixels.shape[1:]}: "
             "prepare them with utils.images, and leave the scaling to the model."
         )
-    step = _compiled(model)
+    step = compiled(model)
     outputs = np.empty((len(pixels), *model.output_shape[1:]), np.float32)
     for start in range(0, len(pixels), batch_size):
         some = pixels[start : start + batch_size]
         views = [some, some[:, :, ::-1]] if mirrored else [some]
-        outputs[start : start + batch_size] = sum(step(tf.constant(view)).numpy() for view in views) / len(views)
+        outputs[start : start + batch_size] = sum(step(view).numpy() for view in views) / len(views)
     return outputs[:, 0] if outputs.shape[1:] == (1,) else outputs
 
 
-def _compiled(model):
+def compiled(model):
+    """Compile a model for many batches in inference mode.
+
+    Parameters
+    ----------
+    model : keras.Model
+        uint8 images in.
+
+    Returns
+    -------
+    callable
+        uint8 (images, height, width, channels), numpy array or tensor, to the model's output or outputs, as tensors.
+    """
     # With weights as constants TensorFlow merges batch normalisation into the convolutions: small networks become a
     # quarter faster, while large ones wait longer for the merging than they gain.
     step = partial(model, training=False)
@@ -289,10 +301,11 @@ def _compiled(model):
 
     # The number of images stays open, or a last, smaller batch would be traced anew.
     batch = tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8)
-    return tf.function(step).get_concrete_function(batch)
+    step = tf.function(step).get_concrete_function(batch)
+    return lambda pixels: step(tf.constant(pixels))
 
 
-def save_bundle(folder, model, *, options, card):
+def save_bundle(folder, model, *, options, card, refusal=None):
     """Write a trained model and its card as one folder, whole or not at all.
 
     Parameters
@@ -306,6 +319,8 @@ def save_bundle(folder, model, *, options, card):
     card : dict
         What is known about the model: task (one of `TASKS`), classes in the order of its outputs, manifest, split,
         seed, temperature, threshold, decision (how the threshold came about), metrics.
+    refusal : utils.refusal.Refusal, optional
+        What tells chest X-rays from anything else; predictions on files need it.
 
     Raises
     ------
@@ -319,6 +334,8 @@ def save_bundle(folder, model, *, options, card):
     part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".part-"))
     try:
         model.save(part / "model.keras")
+        if refusal is not None:
+            np.savez_compressed(part / "refusal.npz", **refusal._asdict())
         full = {
             **card,
             "preprocessing": {"version": images.VERSION, **asdict(options)},

@@ -1,10 +1,13 @@
-"""Train the course's own networks on simulated radiographs: PhantomNet, a backbone, and LungNet, which draws lungs.
+"""Train what the course brings along, on simulated radiographs: two networks, and a bundle that can answer at once.
 
     python -m utils.pretrain PhantomNet
     python -m utils.pretrain LungNet
+    python -m utils.pretrain bundle
 
-take some seven and four minutes on two cores, and write `utils/weights/phantomnet.weights.h5` and `phantomnet.json`,
-its card; or the same of `lungnet`. Nobody needs to run them: all four files are part of the course.
+take some seven, four and two minutes on two cores, and write `utils/weights/phantomnet.weights.h5` and `phantomnet.json`,
+its card; the same of `lungnet`; and the bundle `utils/weights/phantom.shipped`. Nobody needs to run them: the files are part
+of the course. PhantomNet is a backbone, LungNet draws lungs; the bundle, PhantomNet with a linear head, is what the command
+line and the web app use when no other is named.
 
 One label a picture is little to learn from. A simulator knows more, so PhantomNet has to answer more: the disease,
 the view, sex and age of the patient, and from the second convolution on where the lungs and the lesions are. LungNet
@@ -23,8 +26,9 @@ from importlib.metadata import version
 
 import numpy as np
 
-from utils import backbones, images, lungs, metrics, models, phantom, pipeline
+from utils import backbones, calibration, images, lungs, manifest, metrics, models, phantom, pipeline, refusal, training
 from utils.backend import keras, tf
+from utils.config import SHIPPED
 from utils.files import sha256, write_text, written
 
 SEED = 99  # of the patients; the course's own have another (config.PHANTOM_SEED), so no patient is in both
@@ -33,6 +37,8 @@ HOSPITAL = "A"
 EPOCHS, SIZE, BATCH, RATE = 12, 128, 32, 3e-3
 LUNG_TRAINED, LUNG_EPOCHS = 2_400, 6  # of LungNet: lungs are easier than diseases
 OPTIONS = images.Options(size=SIZE)
+HEAD_PATIENTS = range(TRAINED + TESTED, TRAINED + TESTED + 4_000)  # of the bundle: none of them was seen by PhantomNet
+LOOKS = 4  # of each radiograph: as taken, and so many less one of `Looks`
 layers = keras.layers
 
 
@@ -267,14 +273,65 @@ def keep(network, path, card):
     write_text(path.with_name(name), json.dumps(card, indent=1) + "\n")
 
 
+def taken_at(patients, hospital):
+    """Return radiographs of patients, uint8 (patients, 128, 128, 1), and whether they show COVID-19, bool."""
+    pixels, facts = prepared(patients, hospital)
+    return pixels[..., :1], facts[:, 0] == phantom.LABELS.index("COVID-19")
+
+
+def in_looks(pixels):
+    """Return radiographs as taken, and below them other `Looks` of the same: (`LOOKS` x images, ...)."""
+    look, shown = Looks(), [pixels]
+    for number in range(1, LOOKS):
+        parts = [look(tf.constant(pixels[at : at + 256]), seed=(SEED + number, at)) for at in range(0, len(pixels), 256)]
+        shown.append(np.concatenate(parts))
+    return np.concatenate(shown)
+
+
+def bundle():
+    """Make the bundle that is part of the course, and return its folder.
+
+    Head and refusal are fitted on patients of hospitals A and B, in many looks; temperature and threshold come from other
+    patients of both; it is tested on others again, there and as hospital C would have taken them.
+    """
+    # A patient's label follows from the number, so hospital and part of the split must not.
+    asked = np.array([number for number in HEAD_PATIENTS if number % len(phantom.LABELS) < 2])
+    where, part = asked // 4 % 2, asked // 8 % 10
+    visits = {name: asked[where == place] for place, name in enumerate("AB")} | {"C": asked[part > 7]}
+    (a, covid_a), (b, covid_b), other = (taken_at(patients, name) for name, patients in visits.items())
+    pixels, covid, numbers = np.concatenate([a, b]), np.concatenate([covid_a, covid_b]), np.concatenate([*visits.values()][:2])
+    part = numbers // 8 % 10
+    fitted, tuned, tested = part < 6, (part == 6) | (part == 7), part > 7
+    extractor = backbones.build("PhantomNet", (SIZE, SIZE, 1), weights="phantom")
+    features = models.predict(extractor, in_looks(pixels[fitted]))
+    model = backbones.with_head(extractor, training.linear_head(features, np.tile(covid[fitted], LOOKS)))
+    card = {"task": "binary", "classes": list(manifest.BINARY), "seed": SEED, "simulated": True}
+    card |= calibration.tuned(covid[tuned], models.predict(model, pixels[tuned]))
+    card |= {"manifest": f"simulated patients {SEED}-{HEAD_PATIENTS[0]} to {SEED}-{HEAD_PATIENTS[-1]}", "split": "by patient",
+             "backbones": ["PhantomNet"], "pretrained": "phantom", "metrics": {}}  # fmt: skip
+    groups = {"shipped": (pixels[tested], covid[tested], numbers[tested]), "shipped_hospital_C": (*other, visits["C"])}
+    for name, (seen, truth, patients) in groups.items():
+        said = calibration.calibrated(calibration.columns(models.predict(model, seen)), card["temperature"])[:, 1]
+        rules = {"threshold": card["threshold"], "seed": SEED, "resamples": 2000}
+        card["metrics"] |= metrics.flat_all(f"binary.{name}", metrics.binary_scores(truth, said, patients, **rules))
+    known = fitted | tuned
+    # Few of the phantoms may be refused: the real X-rays that it will be shown lie further away than any of them.
+    watch = refusal.fit(model, in_looks(pixels[known]), np.tile(numbers[known], LOOKS), seed=SEED, accepted=0.999)
+    models.save_bundle(SHIPPED, model, options=OPTIONS, card=card, refusal=watch)
+    return SHIPPED
+
+
 NETWORKS = {"PhantomNet": phantom_net, "LungNet": lung_net}
 
 
 def main(arguments=None):
-    """Train the network that is named, score it, and write weights and card."""
-    parser = argparse.ArgumentParser(prog="python -m utils.pretrain", description="Train a network of the course.")
-    parser.add_argument("network", choices=NETWORKS)
-    name = parser.parse_args(arguments).network
+    """Train what is named, score it, and write it with its card."""
+    parser = argparse.ArgumentParser(prog="python -m utils.pretrain", description="Train what the course brings along.")
+    parser.add_argument("what", choices=[*NETWORKS, "bundle"])
+    name = parser.parse_args(arguments).what
+    if name == "bundle":
+        bundle()
+        return
     began = time.perf_counter()
     network, card = NETWORKS[name]()
     minutes = round((time.perf_counter() - began) / 60, 1)
