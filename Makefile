@@ -2,7 +2,8 @@
 # and one that the command does not know is refused by name. Values reach Python through the environment: blanks survive.
 
 KNOWN := $(if $(filter course,$(MAKECMDGOALS)),DATASET PROFILE RAW SEED) \
-         $(if $(filter fetch,$(MAKECMDGOALS)),DATASET PROFILE) PYTHON
+         $(if $(filter fetch,$(MAKECMDGOALS)),DATASET PROFILE) \
+         $(if $(filter app,$(MAKECMDGOALS)),HOST PORT) PYTHON
 GIVEN := $(foreach v,$(filter-out MAKE% -*,$(.VARIABLES)),$(if $(findstring command,$(origin $v)),$v))
 STRAY := $(filter-out $(KNOWN),$(GIVEN))
 ifneq ($(STRAY),)
@@ -15,19 +16,22 @@ override DATASET := $(call typed,DATASET)
 override PROFILE := $(call typed,PROFILE)
 override RAW := $(call typed,RAW)
 override SEED := $(call typed,SEED)
+override HOST := $(call typed,HOST)
+override PORT := $(call typed,PORT)
 override PYTHON := $(or $(call typed,PYTHON),python3)
-export DATASET PROFILE RAW SEED
+export DATASET PROFILE RAW SEED HOST PORT
 
 VENV_PYTHON := .venv/bin/python
 RUN_OPTIONS := --dataset="$$DATASET" --profile="$$PROFILE" --raw="$$RAW" --seed="$$SEED"
 
-.PHONY: help course fetch test lab notebooks bench environment values python
+.PHONY: help course fetch test lab app notebooks bench environment values python
 .DEFAULT_GOAL := help
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1: /p' Makefile | awk -F': ' '{printf "  make %-10s %s\n", $$1, $$2}'
 	@echo '  fetch takes DATASET=darkcovidnet|cohen|radiography|actualmed|figure1 PROFILE=full|fast'
 	@echo '  course takes DATASET=phantom|darkcovidnet|cohen|radiography|all|FOLDER PROFILE=fast|full RAW=FOLDER SEED=7'
+	@echo '  app takes HOST=127.0.0.1 PORT=8000'
 
 course: values environment ## run every notebook; the report is data/runs/RUN/report.html
 	@$(VENV_PYTHON) -m utils.course run $(RUN_OPTIONS)
@@ -40,6 +44,9 @@ test: environment ## prove that the notebooks run and that their results are sti
 
 lab: environment ## open the notebooks in JupyterLab
 	@$(VENV_PYTHON) -m jupyterlab notebooks
+
+app: environment ## show in the browser what the model says of X-rays
+	@$(VENV_PYTHON) -m utils.web
 
 notebooks: environment ## execute the notebooks in place and store their outputs
 	@$(VENV_PYTHON) -m utils.course notebooks

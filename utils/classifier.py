@@ -72,7 +72,10 @@ class Classifier:
         cards = [member.card for member in self.members]
         kinds = {(card["task"], *card["classes"]) for card in cards}
         if len(kinds) > 1:
-            told = " and ".join(f"{member.name}: {member.card['task']}, {', '.join(member.card['classes'])}" for member in self.members)
+            named = (
+                (member.name, ", ".join((member.card["task"], *member.card["classes"]))) for member in self.members
+            )
+            told = " and ".join(f"{name}: {answers}" for name, answers in named)
             raise CourseError(f"Only models of the same task and the same classes can be averaged; got {told}.")
         self.classes = list(cards[0]["classes"])
         self.simulated = any(card.get("simulated", False) for card in cards)
@@ -86,7 +89,9 @@ class Classifier:
         if wanted is None:
             return None if None in own else float(np.mean(own))
         if len(self.classes) != 2:
-            raise CourseError(f"A threshold needs two classes; this model has {len(self.classes)}: the most probable counts.")
+            raise CourseError(
+                f"A threshold needs two classes; this model has {len(self.classes)}: the most probable counts."
+            )
         if not 0 <= wanted <= 1:
             raise CourseError(f"A threshold is a probability, from 0 to 1; got {wanted}.")
         return float(wanted)
@@ -131,7 +136,8 @@ class Classifier:
         """Return one row of `rows`."""
         called = ""
         if shares is not None and not reason:
-            called = self.classes[int(shares[1] >= self.threshold) if self.threshold is not None else int(np.argmax(shares))]
+            number = np.argmax(shares) if self.threshold is None else shares[1] >= self.threshold
+            called = self.classes[int(number)]
         else:
             shares = [None] * len(self.classes)
         shares = [None if share is None else round(float(share), 7) for share in shares]
@@ -154,8 +160,8 @@ class Classifier:
     def heat(self, look, called=None):
         """Return where the models look for a class: float32 (size, size), 0 to 1, the mean of their Grad-CAMs.
 
-        It lies over `look.views[0]`. `called`: a row's decision, which the threshold or other models may have turned from
-        what a model by itself finds most probable; None: that.
+        It lies over `look.views[0]`. `called`: a row's decision, which the threshold or other models may have turned
+        from what a model by itself finds most probable; None: that.
         """
         size, found = look.views[0].shape[0], 0.0
         number = None if called is None else self.classes.index(called)
@@ -180,11 +186,12 @@ def _open(folder):
 
 
 def _check_card(folder, card):
-    temperature, threshold, again = card.get("temperature"), card.get("threshold"), "Run the notebook that trains it again."
+    temperature, threshold = card.get("temperature"), card.get("threshold")
+    again = "Run the notebook that trains it again."
     if not (isinstance(temperature, (int, float)) and 0 < temperature < np.inf):
         raise CourseError(f"{folder}/card.json should name a temperature above 0; it says {temperature}. {again}")
     if not (threshold is None or isinstance(threshold, (int, float)) and 0 <= threshold <= 1):
-        raise CourseError(f"{folder}/card.json should name a threshold from 0 to 1, or null; it says {threshold}. {again}")
+        raise CourseError(f"{folder}/card.json should name a threshold, 0 to 1, or null; it says {threshold}. {again}")
     if not all(isinstance(name, str) for name in (card.get("task"), *card["classes"])):
         raise CourseError(f"{folder}/card.json should name a task and classes. {again}")
 

@@ -2,8 +2,8 @@
 
 A row an image, in the order given. `error`: it cannot be read; `refused`: it was read, but is no frontal chest X-ray.
 
-Exit codes: 0 done (refused images included), 1 the results could not be written, 2 wrong usage or no usable model, 3 done,
-but some files could not be read, 130 interrupted, 141 the program that reads the results has ended.
+Exit codes: 0 done (refused images included), 1 the results could not be written, 2 wrong usage or no usable model, 3
+done, but some files could not be read, 130 interrupted, 141 the program that reads the results has ended.
 """
 
 import argparse
@@ -248,11 +248,12 @@ def overlay(classifier, look, called):
     heat = heat[..., None]
     redder = np.maximum(2 * heat - 1, 0)
     colour = (1 - redder) * ORANGE + redder * RED
-    share = 0.8 * heat**2  # the hottest place stands out, and where nothing speaks for the class the image stays as it is
+    share = 0.8 * heat**2  # the hottest place stands out; where nothing speaks for the class, the image stays as it is
     both = np.hstack([plain, np.uint8(plain * (1 - share) + colour * share)])
     strip = np.zeros((44, both.shape[1], 3), np.uint8)
     says = f"Called {called}{' by a model of simulated X-rays' if classifier.simulated else ''}."
-    for text, place in ((says, 17), (f"Right: where it looks (Grad-CAM, 0 to its largest value). {PURPOSE.capitalize()}.", 35)):
+    about = f"Right: where it looks (Grad-CAM, 0 to its largest value). {PURPOSE.capitalize()}."
+    for text, place in ((says, 17), (about, 35)):
         cv2.putText(strip, text, (8, place), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (255, 255, 255), 1, cv2.LINE_AA)
     return np.vstack([both, strip])
 
@@ -274,21 +275,22 @@ def _parser():
     parser = argparse.ArgumentParser(
         prog="python -m utils.predict", allow_abbrev=False,
         description="Predict for chest X-rays: a row an image. For teaching, not for diagnosis.",
-        epilog="Exit: 0 done; 1 results could not be written; 2 usage, or no usable model; 3 some files could not be read. "
-               "A name that begins with a dash comes after --.",
+        epilog="Exit: 0 done; 1 results could not be written; 2 usage, or no usable model; 3 some files could not be "
+               "read. A name that begins with a dash comes after --.",
     )  # fmt: skip
     parser.add_argument("paths", nargs="*", metavar="PATH",
                         help="files, folders (with all below them), patterns such as 'x/*.png', or - for a list on "
                              "standard input, a path a line")  # fmt: skip
     parser.add_argument("--model", nargs="+", default=[], metavar="BUNDLE", action="extend",
-                        help="folders of model bundles; the probabilities of several are averaged (default: the one that "
-                             "is part of the course, trained on simulated X-rays)")  # fmt: skip
+                        help="folders of model bundles; the probabilities of several are averaged (default: the one "
+                             "that is part of the course, trained on simulated X-rays)")  # fmt: skip
     parser.add_argument("--out", metavar="FILE", help="CSV, or JSON Lines where it ends in .jsonl (default: CSV on "
                                                       "standard output)")  # fmt: skip
     parser.add_argument("--gradcam", metavar="FOLDER", help="also draw where the model looks, a PNG an image: "
                                                             "<its name>-<its sha256>.png")  # fmt: skip
-    parser.add_argument("--threshold", type=float, metavar="P", help="of two classes, call the second from this "
-                                                                     "probability on (default: the model's own)")  # fmt: skip
+    parser.add_argument("--threshold", type=float, metavar="P",
+                        help="of two classes, call the second from this probability on (default: the one of "
+                             "the model's card)")  # fmt: skip
     parser.add_argument("-0", "--null", action="store_true", help="paths on standard input end in NUL, as find -print0 "
                                                                   "writes them")  # fmt: skip
     return parser
@@ -362,11 +364,20 @@ def main(argv=None):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at the end
         return 141
     except OSError as error:  # a full disk, a folder that cannot be written
-        print(f"The results cannot be written: {error.filename or args.out or 'output'}: {error.strerror}.", file=sys.stderr)
+        place = error.filename or args.out or "output"
+        print(f"The results cannot be written: {place}: {error.strerror}.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
 
 
+def _apart_from_libraries():
+    """Keep standard error for what is said here: libtiff, for one, writes its own remarks on damaged files there."""
+    kept = open(os.dup(2), "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    sys.stderr = kept
+
+
 if __name__ == "__main__":
+    _apart_from_libraries()
     sys.exit(main())
