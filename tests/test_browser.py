@@ -360,7 +360,7 @@ def test_nothing_sticks_out_on_a_phone(opened):
 
     assert fits()
     choose_many(page, *MANY, ("x" * 120 + ".png", XRAYS[0]))
-    assert fits()
+    assert fits() and page.evaluate("document.querySelector('#many .wide').scrollWidth < 320")  # unscrolled
     page.get_by_role("button", name="x" * 120).click()
     page.wait_for_selector("#overlay:not([hidden])")
     assert fits() and page.locator("#opacity").bounding_box()["width"] > 200

@@ -156,6 +156,19 @@ def test_pictures_come_when_asked_for(web, classifier):
     assert "heat" not in ask(web, XRAYS[1], query="?gradcam=0").json()[0]
 
 
+def test_the_heat_is_that_of_the_class_that_is_called(classifier):
+    strict = copy.copy(classifier)
+    strict.threshold = 1.0
+    desk = desks.Desk(strict)
+    row = desk.answer([("x", XRAYS[1])], gradcam=True)[0]
+    desk.close()
+    look = classifier.look(XRAYS[1])
+    wanted, other = (classifier.heat(look, name) for name in ("Normal", "COVID-19"))
+    assert row["decision"] == "Normal" and np.abs(wanted - other).max() > 0.1
+    drawn = _pixels(row["heat"])[..., 3] / 255 if row["heat"] else 0
+    assert np.abs(drawn - wanted).max() < 0.01
+
+
 def test_the_large_picture_shows_the_same_place_as_the_heat(classifier):
     pixels = cv2.imdecode(np.frombuffer(XRAYS[1], np.uint8), cv2.IMREAD_GRAYSCALE)
     barred = encoded(np.pad(pixels[:, 20:120], ((0, 0), (30, 10))), "PNG")  # higher than wide, with black bars
@@ -166,7 +179,7 @@ def test_the_large_picture_shows_the_same_place_as_the_heat(classifier):
 
 def test_a_heat_map_without_heat_is_none(classifier):
     cold = copy.copy(classifier)
-    cold.heat = lambda look: np.zeros((128, 128), np.float32)
+    cold.heat = lambda *_: np.zeros((128, 128), np.float32)
     desk = desks.Desk(cold)
     row = desk.answer([("x", XRAYS[1])], gradcam=True)[0]
     desk.close()

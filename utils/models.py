@@ -301,7 +301,7 @@ def compiled(model):
 
     # The number of images stays open, or a last, smaller batch would be traced anew.
     batch = tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8)
-    step = tf.function(step).get_concrete_function(batch)
+    step = tf.function(step, autograph=False).get_concrete_function(batch)
     return lambda pixels: step(tf.constant(pixels))
 
 

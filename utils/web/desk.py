@@ -132,6 +132,6 @@ class Desk:
         if not row["decision"]:
             return {"image": pictures.data_url(prepared), "heat": ""}
         with self._drawing:
-            heat = self.classifier.heat(look)
+            heat = self.classifier.heat(look, row["decision"])
         heat = pictures.data_url(pictures.coloured(heat)) if heat.any() else ""
         return {"image": pictures.data_url(prepared), "heat": heat}
