@@ -26,7 +26,7 @@ from typing import NamedTuple
 import numpy as np
 
 from utils.errors import CourseError
-from utils.files import sha256
+from utils.files import move_folder, sha256
 
 LIMIT = 1e-5  # largest difference of a probability, beside what the rounding of float32 explains
 IMAGES = 32  # that each file is compared with the bundle on
@@ -393,17 +393,7 @@ def _require_replaceable(folder):
 def _place(part, folder):
     _require_replaceable(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    part.chmod(0o755)  # mkdtemp gives 0700
-    older = part.with_name(f"{part.name}-older")
-    if folder.exists():  # it cannot be replaced in one step: it steps aside, and back should anything fail
-        folder.rename(older)
-    try:
-        part.rename(folder)
-    except OSError:
-        if older.exists():
-            older.rename(folder)
-        raise
-    shutil.rmtree(older, ignore_errors=True)
+    move_folder(part, folder)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,30 @@ def written(path):
         os.replace(name, path)
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+def move_folder(part, folder):
+    """Move a finished folder into place, where an older one may lie.
+
+    A folder cannot be replaced in one step: the older one steps aside, and back should anything fail.
+
+    Parameters
+    ----------
+    part, folder : pathlib.Path
+        Where it was made, in the same file system, and where it belongs.
+    """
+    part.chmod(0o755)  # mkdtemp gives 0700
+    older = folder.with_name(f".older-{folder.name}")
+    shutil.rmtree(older, ignore_errors=True)
+    if folder.exists():
+        folder.rename(older)
+    try:
+        part.rename(folder)
+    except OSError:
+        if older.exists():
+            older.rename(folder)
+        raise
+    shutil.rmtree(older, ignore_errors=True)
 
 
 def write_text(path, text):

@@ -19,6 +19,7 @@ from utils import images
 from utils.backend import keras, tf
 from utils.config import unknown
 from utils.errors import CourseError
+from utils.files import move_folder
 
 layers = keras.layers
 
@@ -344,26 +345,10 @@ def save_bundle(folder, model, *, options, card, refusal=None):
             "purpose": "For teaching, never for diagnosis.",
         }
         (part / "card.json").write_text(json.dumps(full, indent=1) + "\n", encoding="utf-8")
-        part.chmod(0o755)
-        _replace(folder, part)
+        with FileLock(folder.with_name(f".{folder.name}.lock")):
+            move_folder(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-
-
-def _replace(folder, part):
-    # A folder cannot be replaced in one step: the older one steps aside, and back should anything fail.
-    older = folder.with_name(f".older-{folder.name}")
-    with FileLock(folder.with_name(f".{folder.name}.lock")):
-        shutil.rmtree(older, ignore_errors=True)
-        if folder.exists():
-            folder.rename(older)
-        try:
-            part.rename(folder)
-        except OSError:
-            if older.exists():
-                older.rename(folder)
-            raise
-        shutil.rmtree(older, ignore_errors=True)
 
 
 def open_bundle(folder, *, task=None, split=None):
