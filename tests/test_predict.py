@@ -598,6 +598,15 @@ def test_an_interrupted_run_leaves_the_earlier_results(main, xrays, tmp_path, mo
     assert [path.name for path in tmp_path.iterdir()] == ["out.csv"] and (tmp_path / "out.csv").read_text() == "earlier"
 
 
+@pytest.mark.parametrize("option", ["--out", "--gradcam"])
+def test_an_xray_is_never_written_over(xrays, tmp_path, option):
+    mine = tmp_path / "mine.png"
+    mine.write_bytes(Path(xrays[0]).read_bytes())
+    done = call(mine, option, mine)
+    assert done.returncode == 2 and str(mine).encode() in done.stderr
+    assert mine.read_bytes() == Path(xrays[0]).read_bytes()
+
+
 def test_results_that_cannot_be_written_are_one_line_and_leave_nothing(main, xrays, tmp_path):
     (tmp_path / "file").write_text("mine")
     for place_, why in ((tmp_path / "file" / "out.csv", "(Not a directory|File exists)"), (tmp_path, "Is a directory")):
@@ -610,7 +619,7 @@ def test_results_that_cannot_be_written_are_one_line_and_leave_nothing(main, xra
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert code == 1 and out == "" and re.fullmatch(r"The results cannot be written: .*: File too large\.\n", err)
-    code, out, err = main(xrays[0], "--gradcam", tmp_path / "file")
+    code, out, err = main(xrays[0], "--gradcam", tmp_path / "file" / "heat")
     assert code == 1 and re.fullmatch(r"The results cannot be written: .*: (File exists|Not a directory)\.\n", err)
     assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "mine"
 

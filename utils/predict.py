@@ -28,6 +28,7 @@ WAITING = 4 * BATCH  # files at most between reading and answering: memory stays
 MOST_READERS = 8  # each may hold a large image; more wait for one model anyway
 # In a folder, what is called so is an image, and what is one; of anything else there is no row.
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".dcm", ".dicom")
+ENDINGS = (".csv", ".jsonl")  # of --out
 
 
 class Files:
@@ -287,7 +288,7 @@ def _parser():
     parser.add_argument("--out", metavar="FILE", help="CSV, or JSON Lines where it ends in .jsonl (default: CSV on "
                                                       "standard output)")  # fmt: skip
     parser.add_argument("--gradcam", metavar="FOLDER", help="also draw where the model looks, a PNG an image: "
-                                                            "<its name>-<its sha256>.png")  # fmt: skip
+                                                            "<its name>-<12 digits of its sha256>.png")  # fmt: skip
     parser.add_argument("--threshold", type=float, metavar="P",
                         help="of two classes, call the second from this probability on (default: the one of "
                              "the model's card)")  # fmt: skip
@@ -353,6 +354,12 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if not args.paths:
         parser.error("name files or folders, before --model or after --: all that follows --model is taken for bundles")
+    if args.out and os.path.splitext(args.out)[1].lower() not in ENDINGS and (
+        os.path.isfile(args.out) or not os.path.exists(args.out)
+    ):
+        parser.error(f"--out takes a name in {' or '.join(ENDINGS)}, so that no X-ray is written over; got {args.out}")
+    if args.gradcam and os.path.exists(args.gradcam) and not os.path.isdir(args.gradcam):
+        parser.error(f"--gradcam takes a folder; {args.gradcam} is none")
     sys.stdout.reconfigure(encoding="utf-8", newline="", errors="backslashreplace")
     signal.signal(signal.SIGTERM, _interrupt)  # end as after Ctrl-C: nothing half-written stays
     try:

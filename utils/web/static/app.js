@@ -181,7 +181,8 @@ function sentence(row, kind) {
       + " of its training; it does not, and there is no answer.";
     return `This is ${row.refused}. ${why}`;
   }
-  return `The model calls ${row.decision}, with a calibrated probability of ${percent(row["p_" + row.decision])}.`;
+  const said = `The model calls ${row.decision}, with a calibrated probability of ${percent(row["p_" + row.decision])}.`;
+  return facts.simulated ? `${said} It knows simulated X-rays only: for a real one this means nothing.` : said;
 }
 
 function bar(name, row) {
