@@ -289,7 +289,7 @@ def in_looks(pixels):
 
 
 def bundle():
-    """Make the bundle that is part of the course, and return its folder.
+    """Make the bundle that is part of the course.
 
     Head and refusal are fitted on patients of hospitals A and B, in many looks; temperature and threshold come from other
     patients of both; it is tested on others again, there and as hospital C would have taken them.
@@ -299,7 +299,7 @@ def bundle():
     where, part = asked // 4 % 2, asked // 8 % 10
     visits = {name: asked[where == place] for place, name in enumerate("AB")} | {"C": asked[part > 7]}
     (a, covid_a), (b, covid_b), other = (taken_at(patients, name) for name, patients in visits.items())
-    pixels, covid, numbers = np.concatenate([a, b]), np.concatenate([covid_a, covid_b]), np.concatenate([*visits.values()][:2])
+    pixels, covid, numbers = np.concatenate([a, b]), np.concatenate([covid_a, covid_b]), np.concatenate([visits["A"], visits["B"]])
     part = numbers // 8 % 10
     fitted, tuned, tested = part < 6, (part == 6) | (part == 7), part > 7
     extractor = backbones.build("PhantomNet", (SIZE, SIZE, 1), weights="phantom")
@@ -318,7 +318,6 @@ def bundle():
     # None of the phantoms may be refused: the real X-rays that it will be shown lie further away than most of them.
     watch = refusal.fit(model, in_looks(pixels[known]), np.tile(numbers[known], LOOKS), seed=SEED, accepted=1.0)
     models.save_bundle(SHIPPED, model, options=OPTIONS, card=card, refusal=watch)
-    return SHIPPED
 
 
 NETWORKS = {"PhantomNet": phantom_net, "LungNet": lung_net}
