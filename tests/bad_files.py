@@ -8,7 +8,8 @@ import io
 import os
 import struct
 import zlib
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -165,21 +166,39 @@ ROWS = [
     Row("1 x 1", added(NEW, encoded(picture(99)[:1, :1], "PNG")), "skipped", "1 x 1 pixels: too small"),
     Row("20,000 x 20,000", added(NEW, png(20_000, 20_000, b"")), "skipped", "more than 100 million pixels"),
     Row("20,000 x 40", added(NEW, png(20_000, 40, BLANK)), "skipped", "20000 x 40 pixels: too long and thin"),
-    *(Row(f"60,000 x 60,000, {form}", added(NEW, huge(form)), "skipped", "more than 100 million pixels")
-      for form in ("BMP", "TIFF", "GIF")),
+    *(
+        Row(f"60,000 x 60,000, {form}", added(NEW, huge(form)), "skipped", "more than 100 million pixels")
+        for form in ("BMP", "TIFF", "GIF")
+    ),
     Row("16,000 x 16,000, WebP", added(NEW, huge("WEBP", 16_000)), "skipped", "more than 100 million pixels"),
     Row("60,000 x 60,000, DICOM", added(NEW, dicom(picture(99), side=60_000)), "skipped", "more than 100 million"),
-    *(Row(f"truncated {form}", added(NEW, encoded(picture(99), form)[:-99]), "skipped", "corrupt or truncated")
-      for form in ("WEBP", "TIFF", "GIF", "BMP")),
+    *(
+        Row(f"truncated {form}", added(NEW, encoded(picture(99), form)[:-99]), "skipped", "corrupt or truncated")
+        for form in ("WEBP", "TIFF", "GIF", "BMP")
+    ),
     Row("truncated DICOM", added("1.dcm", dicom(picture(99))[:-400]), "skipped", "corrupt or truncated"),
     Row("DICOM of three frames", added("1.dcm", dicom(picture(99), frames=3)), "skipped", "3 frames: expected one"),
-    Row("deflated DICOM", added("1.dcm", dicom(picture(99), syntax="1.2.840.10008.1.2.1.99", deflated=True)), "skipped",
-        "transfer syntax Deflated Explicit VR Little Endian"),
-    Row("JPEG in 200 scans", added(NEW, in_scans(encoded(picture(99), "JPEG", progressive=True), 200)), "skipped",
-        "more than 100 scans"),
-    *(Row(form, added(NEW, encoded(Image.fromarray(picture(99)).convert("RGB"), form)), "skipped",
-          "not an image that the course reads .*convert it to PNG")
-      for form in ("EPS", "ICO", "JPEG2000")),
+    Row(
+        "deflated DICOM",
+        added("1.dcm", dicom(picture(99), syntax="1.2.840.10008.1.2.1.99", deflated=True)),
+        "skipped",
+        "transfer syntax Deflated Explicit VR Little Endian",
+    ),
+    Row(
+        "JPEG in 200 scans",
+        added(NEW, in_scans(encoded(picture(99), "JPEG", progressive=True), 200)),
+        "skipped",
+        "more than 100 scans",
+    ),
+    *(
+        Row(
+            form,
+            added(NEW, encoded(Image.fromarray(picture(99)).convert("RGB"), form)),
+            "skipped",
+            "not an image that the course reads .*convert it to PNG",
+        )
+        for form in ("EPS", "ICO", "JPEG2000")
+    ),
     Row("Photoshop", added(NEW, b"8BPS\0\1" + bytes(20)), "skipped", "Photoshop: convert it to PNG"),
     Row("PPM", added(NEW, encoded(picture(99), "PPM")), "skipped", r"not an image \("),
     Row("name that is not UTF-8", not_utf8, "skipped", "its name is not UTF-8 text: rename it"),
@@ -264,16 +283,25 @@ TABLE_ROWS = [
     TableRow("CRLF", write_table(TABLE.replace("\n", "\r\n")), keeps()),
     TableRow("BOM", write_table(TABLE, "utf-8-sig"), keeps()),
     TableRow("comma at each end", write_table(TABLE.replace("\n", ",\n")), keeps()),
-    TableRow("missing column", write_table(TABLE.replace("view", "angle")),
-             refused("lacks view: expected the columns .*patientid, view; it has patientid, .*angle.*Take it from")),
+    TableRow(
+        "missing column",
+        write_table(TABLE.replace("view", "angle")),
+        refused("lacks view: expected the columns .*patientid, view; it has patientid, .*angle.*Take it from"),
+    ),
     TableRow("row too long", write_table(TABLE + "," * 99 + "\n"), refused("is damaged: expected a table")),
     TableRow("empty table", write_table(""), refused("is damaged: expected a table")),
-    TableRow("row without file", lambda root: (root / "images/c.png").unlink(),
-             keeps(PATIENTS[:2], rows_without_a_file=1)),
-    TableRow("file without row", lambda root: (root / "images/d.png").write_bytes(SOUND),
-             keeps(files_without_a_row=1)),
-    TableRow("file in rows of two patients", write_table(TABLE + "9,M,65,COVID-19,PA,X-ray,a.png,\n"),
-             keeps(["ieee8023/1+9", *PATIENTS[1:]], second_rows_of_a_file=1)),
-    TableRow("file in rows of two labels", write_table(TABLE + "1,M,65,SARS,PA,X-ray,a.png,\n"),
-             keeps(PATIENTS[1:], rows_that_contradict_each_other=2)),
+    TableRow(
+        "row without file", lambda root: (root / "images/c.png").unlink(), keeps(PATIENTS[:2], rows_without_a_file=1)
+    ),
+    TableRow("file without row", lambda root: (root / "images/d.png").write_bytes(SOUND), keeps(files_without_a_row=1)),
+    TableRow(
+        "file in rows of two patients",
+        write_table(TABLE + "9,M,65,COVID-19,PA,X-ray,a.png,\n"),
+        keeps(["ieee8023/1+9", *PATIENTS[1:]], second_rows_of_a_file=1),
+    ),
+    TableRow(
+        "file in rows of two labels",
+        write_table(TABLE + "1,M,65,SARS,PA,X-ray,a.png,\n"),
+        keeps(PATIENTS[1:], rows_that_contradict_each_other=2),
+    ),
 ]

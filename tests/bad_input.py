@@ -5,8 +5,9 @@ image that is read all the same. `test_bad_input.py` collects the rows and runs 
 """
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image

@@ -110,6 +110,11 @@ ROWS = [
     Row("no network", _closed_port, "error", r"127\.0\.0\.1:\d+ cannot be reached.*" + PROXY + GOES_ON, _open_port),
     Row("disk full before", _free(0), "error", "needs .* MB.*are free.*Nothing was fetched", _true_free),
     Row("disk full in the middle", _fill_up, "error", "the disk is full" + GOES_ON, _drain),
-    Row("read-only cache", _lock_folder, "error", "cannot be written.*manages the shared folder.*CXR_DATA_DIR",
-        _unlock_folder),
+    Row(
+        "read-only cache",
+        _lock_folder,
+        "error",
+        "cannot be written.*manages the shared folder.*CXR_DATA_DIR",
+        _unlock_folder,
+    ),
 ]

@@ -161,7 +161,7 @@ class _Handler(BaseHTTPRequestHandler):
         for number in range(len(data)):
             if self.server.ours.closing.wait(0.02):
                 return
-            self.wfile.write(data[number:number + 1])
+            self.wfile.write(data[number : number + 1])
 
     def serve_unannounced(self, data):
         self.close_connection = True

@@ -31,8 +31,14 @@ def dataset(pixels=PICTURE, *, stored=None, syntax=uid.ExplicitVRLittleEndian, d
     meta.TransferSyntaxUID = syntax
     meta.MediaStorageSOPClassUID = uid.DigitalXRayImageStorageForPresentation
     meta.MediaStorageSOPInstanceUID = "1.2.3"
-    whole = FileDataset("", {}, file_meta=meta, preamble=bytes(128), is_implicit_VR=syntax.is_implicit_VR,
-                        is_little_endian=syntax.is_little_endian)
+    whole = FileDataset(
+        "",
+        {},
+        file_meta=meta,
+        preamble=bytes(128),
+        is_implicit_VR=syntax.is_implicit_VR,
+        is_little_endian=syntax.is_little_endian,
+    )
     whole.SOPClassUID, whole.SOPInstanceUID, whole.Modality = meta.MediaStorageSOPClassUID, "1.2.3", "DX"
     whole.SamplesPerPixel = 3 if pixels.ndim == 3 else 1
     whole.PhotometricInterpretation = "RGB" if pixels.ndim == 3 else "MONOCHROME2"
@@ -43,8 +49,11 @@ def dataset(pixels=PICTURE, *, stored=None, syntax=uid.ExplicitVRLittleEndian, d
     whole.BitsStored = stored or whole.BitsAllocated
     whole.HighBit = whole.BitsStored - 1
     whole.PixelRepresentation = int(pixels.dtype.kind == "i")
-    whole.add_new("PixelData", "OB" if pixels.itemsize == 1 or syntax.is_encapsulated else "OW",
-                  pixels.tobytes() if data is None else data)
+    whole.add_new(
+        "PixelData",
+        "OB" if pixels.itemsize == 1 or syntax.is_encapsulated else "OW",
+        pixels.tobytes() if data is None else data,
+    )
     whole["PixelData"].is_undefined_length = syntax.is_encapsulated
     for name, value in elements.items():
         if value is None:
@@ -185,8 +194,11 @@ def test_a_modality_table_is_looked_up_before_the_window():
 @pytest.mark.parametrize("elements", [{}, {"WindowCenter": "1500", "WindowWidth": "800"}])
 def test_air_is_dark_in_monochrome_1_too(elements):
     plain = grey(DEEP, stored=12, **elements)
-    for turned in ({"PhotometricInterpretation": "MONOCHROME1"}, {"PresentationLUTShape": "INVERSE"},
-                   {"PhotometricInterpretation": "MONOCHROME1", "PresentationLUTShape": "INVERSE"}):
+    for turned in (
+        {"PhotometricInterpretation": "MONOCHROME1"},
+        {"PresentationLUTShape": "INVERSE"},
+        {"PhotometricInterpretation": "MONOCHROME1", "PresentationLUTShape": "INVERSE"},
+    ):
         assert np.array_equal(grey(DEEP, stored=12, **elements, **turned), 255 - plain)
     assert np.array_equal(grey(DEEP, stored=12, PresentationLUTShape="IDENTITY", **elements), plain)
 
@@ -264,8 +276,9 @@ def test_jpeg_baseline():
     assert np.abs(grey(data=encapsulate([data]), syntax=uid.JPEGBaseline8Bit).astype(int) - plain).max() <= 2
     assert np.abs(plain.astype(int) - PICTURE).max() < 20
     colours = np.stack([PICTURE, PICTURE[::-1], PICTURE[:, ::-1]], axis=-1)
-    shown = grey(colours, data=jpeg(colours, quality=95), syntax=uid.JPEGBaseline8Bit,
-                 PhotometricInterpretation="YBR_FULL_422")
+    shown = grey(
+        colours, data=jpeg(colours, quality=95), syntax=uid.JPEGBaseline8Bit, PhotometricInterpretation="YBR_FULL_422"
+    )
     assert np.abs(shown.astype(int) - np.asarray(Image.fromarray(colours).convert("L"))).max() < 20
 
 

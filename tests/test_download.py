@@ -97,10 +97,13 @@ def waiting(monkeypatch):
 # The table of pins
 
 
-@pytest.mark.parametrize("data, blob", [
-    (b"", "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"),
-    (b"hello\n", "ce013625030ba8dba906f756967f9e9ca394464a"),
-])
+@pytest.mark.parametrize(
+    "data, blob",
+    [
+        (b"", "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"),
+        (b"hello\n", "ce013625030ba8dba906f756967f9e9ca394464a"),
+    ],
+)
 def test_blob_id_is_what_git_says(tmp_path, data, blob):
     (tmp_path / "a").write_bytes(data)
     assert download.blob_id(tmp_path / "a") == blob
@@ -117,7 +120,8 @@ def test_pins_are_read_with_and_without_a_size(tmp_path):
     pins = download.read_pins(write_pins(tmp_path, f'"a, b/ü.png",12,{"1" * 40}', f"c.png,,{'2' * 40}"))
     assert pins.repository == "owner/na.me-1" and pins.commit == "0" * 40
     assert pins.files == {
-        "a, b/ü.png": download.Pin("a, b/ü.png", 12, "1" * 40), "c.png": download.Pin("c.png", None, "2" * 40),
+        "a, b/ü.png": download.Pin("a, b/ü.png", 12, "1" * 40),
+        "c.png": download.Pin("c.png", None, "2" * 40),
     }
 
 
@@ -215,11 +219,14 @@ def test_a_whole_part_needs_no_network(server, tmp_path):
     assert contents(tmp_path) == FILES and server.asked(FIRST) == []
 
 
-@pytest.mark.parametrize("data, asked", [
-    (bytes(1000), ["bytes=1000-", None]),  # found out when the file is whole
-    (bytes(len(FILES[FIRST])), [None]),
-    (bytes(9000), [None]),
-])
+@pytest.mark.parametrize(
+    "data, asked",
+    [
+        (bytes(1000), ["bytes=1000-", None]),  # found out when the file is whole
+        (bytes(len(FILES[FIRST])), [None]),
+        (bytes(9000), [None]),
+    ],
+)
 def test_a_wrong_part_is_thrown_away(server, tmp_path, data, asked):
     leave_part(tmp_path, data)
     get(tmp_path)
@@ -258,8 +265,10 @@ def test_a_second_run_waits_and_finds_everything(server, tmp_path, waiting):
 
 def test_a_killed_run_frees_the_lock(server, tmp_path, waiting):
     server.fail(FIRST, "hangs")
-    code = (f"from utils import download as d; d.fetch(d.Pins('owner/name', {'c' * 40!r}, "
-            f"{{{FIRST!r}: d.Pin{tuple(PINS.files[FIRST])!r}}}), [{FIRST!r}], {str(tmp_path)!r})")
+    code = (
+        f"from utils import download as d; d.fetch(d.Pins('owner/name', {'c' * 40!r}, "
+        f"{{{FIRST!r}: d.Pin{tuple(PINS.files[FIRST])!r}}}), [{FIRST!r}], {str(tmp_path)!r})"
+    )
     child = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL)
     assert server.arrived.wait(20)
     thread, errors = in_thread(lambda: get(tmp_path))
@@ -305,13 +314,18 @@ def test_a_refusal_is_not_repeated_and_stops_the_rest(server, tmp_path):
     assert len(server.requests) < 10 and server.asked("000.png") == [None]
     assert not [thread for thread in threading.enumerate() if thread.name == "download"]  # none writes any longer
     done = len([path for path in contents(tmp_path) if not path.startswith(".")])
-    assert re.search(rf"(?s)^000.png: expected 1 bytes from 127.*410.*\n{done} of 60 files are in place", str(caught.value))
+    assert re.search(
+        rf"(?s)^000.png: expected 1 bytes from 127.*410.*\n{done} of 60 files are in place", str(caught.value)
+    )
 
 
-@pytest.mark.parametrize("fault, words", [
-    ("drips", r"hardly anything comes any more, \d+ in all"),
-    ("hangs", r"cannot be reached \(Read timed out"),
-])
+@pytest.mark.parametrize(
+    "fault, words",
+    [
+        ("drips", r"hardly anything comes any more, \d+ in all"),
+        ("hangs", r"cannot be reached \(Read timed out"),
+    ],
+)
 def test_a_server_that_is_too_slow(server, tmp_path, fault, words):
     server.fail(FIRST, fault)
     start = time.monotonic()

@@ -17,7 +17,11 @@ NAMES = ("a", "b", "c")
 def answers(count=300, *, seed=0):
     rng = np.random.default_rng(seed)
     truth = rng.choice(3, count, p=[0.6, 0.3, 0.1])
-    return truth, np.where(rng.random(count) < 0.7, truth, rng.integers(0, 3, count)), rng.integers(0, count // 2, count)
+    return (
+        truth,
+        np.where(rng.random(count) < 0.7, truth, rng.integers(0, 3, count)),
+        rng.integers(0, count // 2, count),
+    )
 
 
 def test_class_scores_agree_with_scikit_learn():
@@ -95,7 +99,9 @@ def test_constant_answers_rank_nothing():
     truth = np.array([0, 1, 1, 0, 1])
     found = metrics.curve_scores(truth, np.full(5, 0.3), list("abcde"), **RULES)
     assert found["auroc"].value == 0.5 and found["average_precision"].value == pytest.approx(3 / 5)
-    assert calibration.fit_temperature(truth, np.full((5, 2), 0.5)) == pytest.approx(1, abs=0.01)  # nothing speaks for another
+    assert calibration.fit_temperature(truth, np.full((5, 2), 0.5)) == pytest.approx(
+        1, abs=0.01
+    )  # nothing speaks for another
 
 
 def hospital(rng, patients):
@@ -275,7 +281,9 @@ def test_a_card_of_two_classes_has_a_threshold_and_one_of_three_has_none():
     assert calibration.tuned(truth, sure)["threshold"] is None
 
 
-@pytest.mark.parametrize("name", ["accuracy", "binary.[0 1 1].accuracy", "binary.small CNN.accuracy", "binary..accuracy"])
+@pytest.mark.parametrize(
+    "name", ["accuracy", "binary.[0 1 1].accuracy", "binary.small CNN.accuracy", "binary..accuracy"]
+)
 def test_a_result_without_a_proper_name_is_not_saved(name, tmp_path, monkeypatch):
     monkeypatch.setenv("CXR_WORK_DIR", str(tmp_path))
     with pytest.raises(ValueError, match="Expected a name"):

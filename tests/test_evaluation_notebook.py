@@ -20,7 +20,9 @@ OPTIONS = images.Options(size=config.PROFILES["fast"].image_size)
 def network(outputs, *, constant):
     """Bright images are sick; or all images are alike."""
     pixels = keras.Input((OPTIONS.size, OPTIONS.size, 1), dtype="uint8")
-    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(0.0 if constant else 1 / 25.5, offset=-5.0)(pixels))
+    x = keras.layers.GlobalAveragePooling2D()(
+        keras.layers.Rescaling(0.0 if constant else 1 / 25.5, offset=-5.0)(pixels)
+    )
     kernel = keras.initializers.RandomNormal(seed=1) if outputs > 1 else keras.initializers.Constant(1.0)
     activation = "softmax" if outputs > 1 else "sigmoid"
     return keras.Model(pixels, keras.layers.Dense(outputs, activation, kernel_initializer=kernel)(x))
@@ -81,7 +83,9 @@ def test_a_folder_of_two_classes_without_view_sex_age_and_with_one_source(work):
 def test_a_class_that_is_absent_from_the_test(work):
     said, numbers = evaluate(*prepare(work, ("normal", "covid", "opacity"), absent="COVID-19"))
     assert said.count("Missing from the test images: COVID-19") == 2
-    assert numbers["binary.small_cnn.test_auroc"] is None and numbers["binary.small_cnn.test_covid_19_sensitivity"] is None
+    assert (
+        numbers["binary.small_cnn.test_auroc"] is None and numbers["binary.small_cnn.test_covid_19_sensitivity"] is None
+    )
     assert numbers["binary.small_cnn.test_normal_sensitivity"] is not None
     assert numbers["multiclass.ensemble.test_covid_19_auroc"] is None
     assert numbers["multiclass.ensemble.test_balanced_accuracy"] is not None  # of the classes that there are

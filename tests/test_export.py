@@ -282,7 +282,9 @@ def test_a_full_disk_that_tensorflow_meets_is_called_one(bundle, tmp_path, monke
     assert not list(tmp_path.iterdir())
 
 
-def test_an_export_replaces_an_earlier_one_or_an_empty_folder_and_nothing_else(bundle, earlier, tmp_path, caplog, capfd):
+def test_an_export_replaces_an_earlier_one_or_an_empty_folder_and_nothing_else(
+    bundle, earlier, tmp_path, caplog, capfd
+):
     caplog.set_level("DEBUG")
     out = tmp_path / "out"
     for make in (out.mkdir, lambda: shutil.copytree(earlier.folder, out, dirs_exist_ok=True)):

@@ -19,9 +19,9 @@ MODULES = {"ieee8023": ieee8023, "actualmed": actualmed, "figure1": figure1}
 PINS = Path(ieee8023.__file__).with_name("pins")
 HEADERS = {
     "actualmed": "patientid,offset,sex,age,finding,survival,temperature,pO2 saturation,view,modality,imagename,"
-                 "artifacts/distortion,notes",
+    "artifacts/distortion,notes",
     "figure1": "patientid,offset,sex,age,finding,survival,temperature,pO2 saturation,view,modality,"
-               "artifacts/distortion,notes",
+    "artifacts/distortion,notes",
 }
 # patientid, finding, view, modality, imagename
 ACTUALMED = [
@@ -81,7 +81,7 @@ def make_actualmed(root, rows=ACTUALMED):
 def make_figure1(root, rows=FIGURE1):
     keys = ("patientid", "age", "finding", "view", "modality")
     write_images(root, [row[0] + row[-1] for row in rows if row[-1]] + ["COVID-00001.png"])
-    rows = [dict(zip(keys, row), sex="F", notes="Fièvre 38° + toux, \"grave\"") for row in rows]
+    rows = [dict(zip(keys, row), sex="F", notes='Fièvre 38° + toux, "grave"') for row in rows]
     write_table(root, "figure1", rows, encoding="latin-1", end="\n")
     return root
 
@@ -101,13 +101,24 @@ def dropped(selection):
 def test_actualmed(tmp_path):
     selection = actualmed.select(make_actualmed(tmp_path))
     assert dropped(selection) == {
-        "files without a row": 1, "no X-ray": 1, "rows without a file": 1, "files that hold no image": 1,
-        "view unknown": 1, "other views": 1, "finding not filled in": 1, "no label fits": 1,
-        "rows that contradict each other": 2, "second rows of a file": 1}
+        "files without a row": 1,
+        "no X-ray": 1,
+        "rows without a file": 1,
+        "files that hold no image": 1,
+        "view unknown": 1,
+        "other views": 1,
+        "finding not filled in": 1,
+        "no label fits": 1,
+        "rows that contradict each other": 2,
+        "second rows of a file": 1,
+    }
     rows = selection.manifest().set_index("path")
     assert rows.label.to_dict() == {
-        "images/CR.1.2.840.png": "COVID-19", "images/CR.1.2.841.png": "Normal", "images/DX.1.png": "Pneumonia",
-        "images/twice.png": "COVID-19"}
+        "images/CR.1.2.840.png": "COVID-19",
+        "images/CR.1.2.841.png": "Normal",
+        "images/DX.1.png": "Pneumonia",
+        "images/twice.png": "COVID-19",
+    }
     assert list(rows.patient) == ["actualmed/ANON1", "actualmed/ANON1", "actualmed/ANON2", "actualmed/ANON10+ANON11"]
     assert set(rows.source) == {"actualmed"} and list(rows["view"]) == ["PA", "AP", "PA", "PA"]
     assert rows[["sex", "age", "lung_mask", "lesion_mask"]].isna().all(axis=None)
@@ -116,16 +127,24 @@ def test_actualmed(tmp_path):
 def test_figure1(tmp_path):
     selection = figure1.select(make_figure1(tmp_path))
     assert dropped(selection) == {
-        "files without a row": 1, "no X-ray": 1, "rows without a file": 1, "other views": 1,
-        "finding not filled in": 1, "no label fits": 1}
+        "files without a row": 1,
+        "no X-ray": 1,
+        "rows without a file": 1,
+        "other views": 1,
+        "finding not filled in": 1,
+        "no label fits": 1,
+    }
     skipped = dict(selection.records()[1].itertuples(index=False))
     assert skipped["images/COVID-00001.png"] == "no row in metadata.csv", "a row has one image"
     assert skipped["images/COVID-00010.jpg or .png"] == "in metadata.csv, but no such file"
     rows = selection.manifest().set_index("path")
     assert rows.label.to_dict() == {
-        "images/COVID-00001.jpg": "COVID-19", "images/COVID-00003a.jpg": "COVID-19",
-        "images/COVID-00003b.JPG": "COVID-19", "images/COVID-00015a.png": "Normal",
-        "images/COVID-00031.jpg": "Pneumonia"}
+        "images/COVID-00001.jpg": "COVID-19",
+        "images/COVID-00003a.jpg": "COVID-19",
+        "images/COVID-00003b.JPG": "COVID-19",
+        "images/COVID-00015a.png": "Normal",
+        "images/COVID-00031.jpg": "Pneumonia",
+    }
     assert list(rows.patient) == [f"figure1/COVID-{number}" for number in ("00001", "00003", "00003", "00015", "00031")]
     assert set(rows.source) == {"figure1"} and set(rows.sex) == {"F"}
     assert rows["view"].fillna("").to_list() == ["AP", "PA", "", "", "AP"], "the table names hardly any view"
@@ -148,8 +167,11 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_each_module_recognises_its_own_set_alone(tmp_path, change):
-    roots = {"ieee8023": make_ieee8023(tmp_path / "a"), "actualmed": make_actualmed(tmp_path / "b"),
-             "figure1": make_figure1(tmp_path / "c")}
+    roots = {
+        "ieee8023": make_ieee8023(tmp_path / "a"),
+        "actualmed": make_actualmed(tmp_path / "b"),
+        "figure1": make_figure1(tmp_path / "c"),
+    }
     for root in roots.values():
         table = root / "metadata.csv"
         table.write_bytes(CHANGES[change](table.read_bytes()))

@@ -152,4 +152,3 @@ def test_the_wrong_archive_is_refused_and_the_right_one_taken(server, tmp_path):
     for dataset in ("radiography", "all"):
         with pytest.raises(CourseError, match="COVID-1.png of 3 files are gone"):
             sources.fetch(config.start(dataset))
-

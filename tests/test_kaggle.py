@@ -95,15 +95,18 @@ def test_kaggle_is_asked_again(kaggle, home, path, fault):
     assert is_whole(home)
 
 
-@pytest.mark.parametrize("path, fault, words", [
-    ("kaggle", 401, "log-in.*Settings.*kaggle.json.*KAGGLE_USERNAME.*kaggle.com/datasets/owner/chest-set.*RAW="),
-    ("kaggle", 403, "wants a log-in.*put the .zip, as it is"),
-    ("kaggle", 404, "answered 404.*put the .zip, as it is"),
-    ("kaggle", 500, "the answer was 500.*3 times.*put the .zip"),
-    (ARCHIVE, "other content", "a damaged archive came.*put the .zip"),
-    (ARCHIVE, "breaks off", "does not come from Kaggle.*go on from there"),
-    (ARCHIVE, "html", "a damaged archive came"),
-])
+@pytest.mark.parametrize(
+    "path, fault, words",
+    [
+        ("kaggle", 401, "log-in.*Settings.*kaggle.json.*KAGGLE_USERNAME.*kaggle.com/datasets/owner/chest-set.*RAW="),
+        ("kaggle", 403, "wants a log-in.*put the .zip, as it is"),
+        ("kaggle", 404, "answered 404.*put the .zip, as it is"),
+        ("kaggle", 500, "the answer was 500.*3 times.*put the .zip"),
+        (ARCHIVE, "other content", "a damaged archive came.*put the .zip"),
+        (ARCHIVE, "breaks off", "does not come from Kaggle.*go on from there"),
+        (ARCHIVE, "html", "a damaged archive came"),
+    ],
+)
 def test_kaggle_refuses(kaggle, home, path, fault, words):
     kaggle.fail(path, fault)
     with pytest.raises(CourseError, match=f"(?s){words}"):
@@ -237,9 +240,17 @@ def test_an_encrypted_archive(tmp_path):
 GOOD = zipped({"a": bytes(range(256)) * 40}, compression=zipfile.ZIP_DEFLATED)
 
 
-@pytest.mark.parametrize("data", [
-    b"", b"<html>", GOOD[:-30], GOOD[:60] + b"damage" + GOOD[66:], GOOD.replace(b"\x08\0", b"\x63\0"),
-], ids=["empty", "page", "cut", "damage", "method"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"<html>",
+        GOOD[:-30],
+        GOOD[:60] + b"damage" + GOOD[66:],
+        GOOD.replace(b"\x08\0", b"\x63\0"),
+    ],
+    ids=["empty", "page", "cut", "damage", "method"],
+)
 def test_a_damaged_archive(tmp_path, data):
     refused(tmp_path, data, "damaged or something else.*Download it again")
 

@@ -85,4 +85,3 @@ def test_the_drawing_names_every_box_and_nothing_overlaps(make):
     frame = fig.bbox
     assert all(box.x0 >= frame.x0 and box.x1 <= frame.x1 and box.y0 >= frame.y0 for box in boxes)
     assert "FLOPs" in fig.axes[0].get_title(loc="left")
-

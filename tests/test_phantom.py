@@ -38,8 +38,13 @@ def contents(folder):
 
 
 @settings(max_examples=25, deadline=None)
-@given(index=st.integers(0, 10**6), seed=st.integers(0, 2**40), number=st.integers(0, 5),
-       label=st.sampled_from(phantom.LABELS), size=st.sampled_from((64, 97, 128)))
+@given(
+    index=st.integers(0, 10**6),
+    seed=st.integers(0, 2**40),
+    number=st.integers(0, 5),
+    label=st.sampled_from(phantom.LABELS),
+    size=st.sampled_from((64, 97, 128)),
+)
 def test_any_image_has_its_shape_and_its_lesions_inside_the_lungs(index, seed, number, label, size):
     patient = phantom.make_patient(index, seed=seed, label=label)
     shot = phantom.take_radiograph(patient, number, size=size)
@@ -55,8 +60,9 @@ def test_any_image_has_its_shape_and_its_lesions_inside_the_lungs(index, seed, n
 @settings(max_examples=10, deadline=None)
 @given(index=st.integers(0, 10**5), seed=st.integers(0, 10**6), number=st.integers(0, 3))
 def test_same_seed_same_pixels(index, seed, number):
-    first, second = (phantom.take_radiograph(phantom.make_patient(index, seed=seed), number, size=SMALL)
-                     for _ in range(2))
+    first, second = (
+        phantom.take_radiograph(phantom.make_patient(index, seed=seed), number, size=SMALL) for _ in range(2)
+    )
     assert all(np.array_equal(a, b) for a, b in zip(first[:3], second[:3]))
     other = phantom.take_radiograph(phantom.make_patient(index, seed=seed), number + 1, size=SMALL)
     assert not np.array_equal(first.image, other.image)
@@ -78,8 +84,7 @@ def test_without_severity_a_patient_is_the_healthy_twin_bit_for_bit(label):
 def test_a_lesion_is_brighter_and_grows_with_severity(label):
     for index in (2, 5, 8):
         patient = phantom.make_patient(index, seed=4, label=label)
-        none, mild, severe = (phantom.take_radiograph(patient, 0, size=128, severity=s)
-                              for s in (0, 0.3, 0.9))
+        none, mild, severe = (phantom.take_radiograph(patient, 0, size=128, severity=s) for s in (0, 0.3, 0.9))
         grey = [shot.image[severe.lesion_mask].mean() for shot in (none, mild, severe)]
         assert grey[0] < grey[1] < grey[2] and grey[2] > grey[0] + 12
         assert mild.lesion_mask.sum() <= severe.lesion_mask.sum()
@@ -121,7 +126,8 @@ def test_labels_are_balanced_in_every_prefix_and_ids_are_unique():
     patients = [phantom.make_patient(i, seed=1) for i in range(40)]
     for n in (4, 12, 40):
         assert pd.Series([p.label for p in patients[:n]]).value_counts().to_dict() == dict.fromkeys(
-            phantom.LABELS, n // 4)
+            phantom.LABELS, n // 4
+        )
     assert len({p.id for p in patients}) == 40 and patients[3].id == "1-00003"
     assert {p.n_images for p in patients} == {1, 2, 3, 4}
     assert all(p.severity >= 0.15 for p in patients if p.label != "Normal")
@@ -151,8 +157,18 @@ def test_a_shortcut_changes_the_hospital_and_nothing_else():
         assert free._replace(hospital=tied.hospital) == tied
 
 
-@pytest.mark.parametrize("arguments", [{"label": "Flu"}, {"hospital": "D"}, {"hospitals": ()},
-                                       {"shortcut": 2}, {"images": 0}, {"seed": -1}, {"hospitals": "AD"}])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"label": "Flu"},
+        {"hospital": "D"},
+        {"hospitals": ()},
+        {"shortcut": 2},
+        {"images": 0},
+        {"seed": -1},
+        {"hospitals": "AD"},
+    ],
+)
 def test_make_patient_refuses_what_does_not_exist(arguments):
     with pytest.raises(CourseError, match="Expected"):
         phantom.make_patient(0, **{"seed": 1, **arguments})
@@ -178,13 +194,14 @@ def test_right_diaphragm_stands_higher(shots):
             bottom = SMALL - 1 - np.argmax(shot.lung_mask[::-1], axis=0)[shot.lung_mask.any(axis=0)]
             n = len(bottom)
             # A quarter of the way in from either side: the domes, clear of heart and rib angle.
-            lower.append(bottom[int(.72 * n):int(.85 * n)].mean() - bottom[int(.15 * n):int(.28 * n)].mean())
+            lower.append(bottom[int(0.72 * n) : int(0.85 * n)].mean() - bottom[int(0.15 * n) : int(0.28 * n)].mean())
     assert np.mean(lower) > 1
 
 
 def test_lesions_lie_where_the_disease_puts_them(shots):
-    where = {label: np.array([halves(s.lesion_mask, s.lung_mask) for _, s in shots[label]])
-             for label in phantom.LABELS[1:]}
+    where = {
+        label: np.array([halves(s.lesion_mask, s.lung_mask) for _, s in shots[label]]) for label in phantom.LABELS[1:]
+    }
     balance = {label: np.minimum(w[:, 0], 1 - w[:, 0]) for label, w in where.items()}
     assert (balance["COVID-19"] > 0.1).mean() > 0.8, "COVID-19 affects both lungs"
     assert (balance["Viral Pneumonia"] > 0.2).mean() > 0.8, "viral pneumonia is diffuse"
@@ -207,16 +224,18 @@ def test_bedside_pictures_show_a_larger_heart_and_a_poorer_breath():
 
 def test_write_makes_what_the_table_says(tmp_path):
     table = phantom.write(tmp_path / "set", patients=5, seed=1, size=SMALL)
-    assert list(table) == ["path", "label", "patient", "source", "view", "sex", "age",
-                           "lung_mask", "lesion_mask"]
+    assert list(table) == ["path", "label", "patient", "source", "view", "sex", "age", "lung_mask", "lesion_mask"]
     drawn = [phantom.make_patient(i, seed=1) for i in range(5)]
     assert len(table) == sum(p.n_images for p in drawn)
     pd.testing.assert_frame_equal(table, pd.read_csv(tmp_path / "set" / "metadata.csv"))
     for row, (patient, k) in zip(table.itertuples(), [(p, k) for p in drawn for k in range(p.n_images)]):
         shot = phantom.take_radiograph(patient, k, size=SMALL)
         assert (row.patient, row.source, row.view) == (patient.id, f"hospital {patient.hospital}", shot.view)
-        for path, pixels in ((row.path, shot.image), (row.lung_mask, shot.lung_mask * 255),
-                             (row.lesion_mask, shot.lesion_mask * 255)):
+        for path, pixels in (
+            (row.path, shot.image),
+            (row.lung_mask, shot.lung_mask * 255),
+            (row.lesion_mask, shot.lesion_mask * 255),
+        ):
             stored = cv2.imread(str(tmp_path / "set" / path), cv2.IMREAD_UNCHANGED)
             assert np.array_equal(stored, pixels)
     assert not (tmp_path / ".set.partial").exists()
@@ -240,8 +259,10 @@ def test_processes_write_what_threads_write(tmp_path, monkeypatch):
 
 
 def test_a_killed_run_leaves_no_process_behind(tmp_path):
-    code = ("import sys; from utils import phantom\n"
-            f"phantom.write(sys.argv[1], patients=5000, seed=5, size={SMALL}, images=1, workers=2)")
+    code = (
+        "import sys; from utils import phantom\n"
+        f"phantom.write(sys.argv[1], patients=5000, seed=5, size={SMALL}, images=1, workers=2)"
+    )
     run = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "set")], cwd=ROOT)
     drawn = tmp_path / ".set.partial" / "images"
     deadline = time.monotonic() + 60
@@ -265,8 +286,9 @@ def test_a_written_set_is_only_read(tmp_path):
     assert before == {f: f.stat().st_mtime_ns for f in (tmp_path / "set").rglob("*")}
 
 
-@pytest.mark.parametrize("change", [{"seed": 2}, {"patients": 3}, {"size": 100}, {"shortcut": 0.5},
-                                    {"images": 1}, {"hospitals": ("A",)}])
+@pytest.mark.parametrize(
+    "change", [{"seed": 2}, {"patients": 3}, {"size": 100}, {"shortcut": 0.5}, {"images": 1}, {"hospitals": ("A",)}]
+)
 def test_another_recipe_is_refused(tmp_path, change):
     recipe = {"patients": 2, "seed": 1, "size": SMALL}
     phantom.write(tmp_path / "set", **recipe)
@@ -287,8 +309,10 @@ def test_a_foreign_folder_is_refused_and_left_alone(tmp_path):
 
 
 def writer(folder, patients):
-    code = (f"import sys; sys.path.insert(0, {str(ROOT)!r}); from utils import phantom; "
-            f"phantom.write({str(folder)!r}, patients={patients}, seed=6, size={SMALL}, images=1)")
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from utils import phantom; "
+        f"phantom.write({str(folder)!r}, patients={patients}, seed=6, size={SMALL}, images=1)"
+    )
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 

@@ -15,9 +15,10 @@ import struct
 import subprocess
 import sys
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import bad_files
 import cv2
@@ -25,11 +26,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from bad_files import encoded, png
-from conftest import SHARED
 from PIL import Image
 from test_dicom import content, dataset
 from test_export import lively
 
+from conftest import SHARED
 from utils import calibration, classifier, config, export, images, manifest, models, phantom, predict, refusal
 
 COLUMNS = ["path", "sha256", "model", "p_Normal", "p_COVID-19", "decision", "refused", "error"]

@@ -79,7 +79,9 @@ def test_real_sets_run_through(runs, dataset, images, twins):
     drawn = results(tmp_path, run, "07_shortcuts").get("lungs.lungnet.dice")  # by a network that has seen phantoms only
     assert drawn is None if dataset != "cohen" else drawn > 0.87
     report = json.loads((tmp_path / "runs" / run / "report.json").read_text())
-    assert [entry["status"] for entry in report["notebooks"]] == ["ok"] * len(list((ROOT / "notebooks").glob("*.ipynb")))
+    assert [entry["status"] for entry in report["notebooks"]] == ["ok"] * len(
+        list((ROOT / "notebooks").glob("*.ipynb"))
+    )
     assert "Traceback" not in done.stdout + done.stderr
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
-
 from bad_files import dicom
 from bad_input import picture
+from PIL import Image
+
 from conftest import SHARED
 from utils import config, download, phantom, sources
 from utils.errors import CourseError
@@ -85,17 +85,29 @@ def reasons(loaded):
 
 
 def make_darkcovidnet(root):
-    return images(root / "X-Ray Image DataSet", "Covid-19/01E392EE-69F9-4E33-BFCE-E5C968654078.jpeg",
-                  "Covid-19/never seen.jpg", "No_findings/00001697_000.png", "No_findings/00001697_001.png",
-                  "Pneumonia/00001697_002.png", "Pneumonia/00000032_012.png")
+    return images(
+        root / "X-Ray Image DataSet",
+        "Covid-19/01E392EE-69F9-4E33-BFCE-E5C968654078.jpeg",
+        "Covid-19/never seen.jpg",
+        "No_findings/00001697_000.png",
+        "No_findings/00001697_001.png",
+        "Pneumonia/00001697_002.png",
+        "Pneumonia/00000032_012.png",
+    )
 
 
 def make_kermany(root):
-    return images(root / "chest_xray",
-                  "train/NORMAL/IM-0640-0001-0002.jpeg", "train/NORMAL/IM-0115-0001.jpeg",
-                  "train/PNEUMONIA/person90_bacteria_443.jpeg", "train/PNEUMONIA/person90_virus_169.jpeg",
-                  "test/NORMAL/NORMAL2-IM-0640-0001.jpeg", "test/PNEUMONIA/person90_bacteria_442.jpeg",
-                  "val/NORMAL/NORMAL2-IM-1427-0001.jpeg", "val/PNEUMONIA/person1946_bacteria_4874.jpeg")
+    return images(
+        root / "chest_xray",
+        "train/NORMAL/IM-0640-0001-0002.jpeg",
+        "train/NORMAL/IM-0115-0001.jpeg",
+        "train/PNEUMONIA/person90_bacteria_443.jpeg",
+        "train/PNEUMONIA/person90_virus_169.jpeg",
+        "test/NORMAL/NORMAL2-IM-0640-0001.jpeg",
+        "test/PNEUMONIA/person90_bacteria_442.jpeg",
+        "val/NORMAL/NORMAL2-IM-1427-0001.jpeg",
+        "val/PNEUMONIA/person1946_bacteria_4874.jpeg",
+    )
 
 
 def make_ieee8023(root, rows, *, new=False, files=None):
@@ -105,8 +117,17 @@ def make_ieee8023(root, rows, *, new=False, files=None):
         header, end = header[:5] + ["RT_PCR_positive"] + header[5:], []
     lines = [header + end]
     for patient, sex, age, finding, view, modality, name in rows:
-        known = dict(patientid=patient, sex=sex, age=age, finding=finding, view=view, modality=modality,
-                     filename=name, folder="images", location="Hanoi, Vietnam")
+        known = dict(
+            patientid=patient,
+            sex=sex,
+            age=age,
+            finding=finding,
+            view=view,
+            modality=modality,
+            filename=name,
+            folder="images",
+            location="Hanoi, Vietnam",
+        )
         lines.append([known.get(column, "") for column in header] + end)
     root.mkdir(parents=True, exist_ok=True)
     with open(root / "metadata.csv", "w", encoding="utf-8", newline="") as file:
@@ -150,8 +171,7 @@ def make_radiography(root, *, four=False, old=False):
     return root
 
 
-MAKERS = {"darkcovidnet": (make_darkcovidnet, 6), "cohen": (make_cohen, 14),
-          "radiography": (make_radiography, 6)}
+MAKERS = {"darkcovidnet": (make_darkcovidnet, 6), "cohen": (make_cohen, 14), "radiography": (make_radiography, 6)}
 
 
 # ---------------------------------------------------------------- finding the folder
@@ -235,21 +255,33 @@ def test_links_are_followed_and_loops_end(tmp_path):
 
 def test_what_is_no_image_is_listed(tmp_path):
     root = make_darkcovidnet(tmp_path)
-    junk = {"empty.png": b"", "page.jpg": b"<html>404</html>", "list.csv": b"a,b\n",
-            "BMI.txt": b"BMI of patients", ".DS_Store": b"\0\0", "._00000032_012.png": b"\0\5\x16\7",
-            "Thumbs.db": b"\xd0\xcf",
-            "sheet.xlsx": b"PK\x03\x04..", "noise.png": b"\0\1\2\3", "paper.pdf": b"%PDF-1.5"}
+    junk = {
+        "empty.png": b"",
+        "page.jpg": b"<html>404</html>",
+        "list.csv": b"a,b\n",
+        "BMI.txt": b"BMI of patients",
+        ".DS_Store": b"\0\0",
+        "._00000032_012.png": b"\0\5\x16\7",
+        "Thumbs.db": b"\xd0\xcf",
+        "sheet.xlsx": b"PK\x03\x04..",
+        "noise.png": b"\0\1\2\3",
+        "paper.pdf": b"%PDF-1.5",
+    }
     for name, content in junk.items():
         (root / "Pneumonia" / name).write_bytes(content)
     image(root / "Pneumonia" / ".ipynb_checkpoints" / "00000032_012-checkpoint.png")
     loaded = load("darkcovidnet", tmp_path)
     found = {path.removeprefix("Pneumonia/"): reason for path, reason in reasons(loaded).items()}
     assert found == {
-        "empty.png": "empty file", "page.jpg": "not an image (HTML page)", "list.csv": "not an image (text)",
-        "BMI.txt": "not an image (text)", "sheet.xlsx": "not an image (zip archive or Office file)",
-        "noise.png": "not an image (unknown kind of file)", "paper.pdf": "not an image (PDF)",
-        **dict.fromkeys((".DS_Store", "._00000032_012.png", "Thumbs.db"),
-                        "hidden file of the operating system")}
+        "empty.png": "empty file",
+        "page.jpg": "not an image (HTML page)",
+        "list.csv": "not an image (text)",
+        "BMI.txt": "not an image (text)",
+        "sheet.xlsx": "not an image (zip archive or Office file)",
+        "noise.png": "not an image (unknown kind of file)",
+        "paper.pdf": "not an image (PDF)",
+        **dict.fromkeys((".DS_Store", "._00000032_012.png", "Thumbs.db"), "hidden file of the operating system"),
+    }
     assert len(loaded.manifest) == 6
 
 
@@ -304,7 +336,13 @@ def test_darkcovidnet_patients_and_the_shipped_table(tmp_path):
     manifest = load("darkcovidnet", tmp_path).manifest.set_index("path")
     known = manifest.loc["Covid-19/01E392EE-69F9-4E33-BFCE-E5C968654078.jpeg"]
     assert tuple(known[["label", "patient", "source", "view", "sex", "age"]]) == (
-        "COVID-19", "ieee8023/46", "ieee8023", "PA", "F", 55.0)
+        "COVID-19",
+        "ieee8023/46",
+        "ieee8023",
+        "PA",
+        "F",
+        55.0,
+    )
     unknown = manifest.loc["Covid-19/never seen.jpg"]
     assert unknown[["patient", "view", "sex", "age"]].isna().all() and unknown.label == "COVID-19"
     nih = manifest[manifest.source == "nih"]
@@ -326,10 +364,17 @@ def test_ieee8023_steps(tmp_path, new):
     (tmp_path / "covid-chestxray-dataset-master" / "images" / "e.png").write_bytes(b"")
     loaded = load("cohen", tmp_path)
     assert dropped(loaded) == {
-        "ieee8023: files without a row": 1, "ieee8023: no X-ray": 1, "ieee8023: rows without a file": 1,
-        "ieee8023: files that hold no image": 1, "ieee8023: view unknown": 1, "ieee8023: other views": 1,
-        "ieee8023: finding not filled in": 1, "ieee8023: no label fits": 2,
-        "ieee8023: rows that contradict each other": 2, "ieee8023: second rows of a file": 1}
+        "ieee8023: files without a row": 1,
+        "ieee8023: no X-ray": 1,
+        "ieee8023: rows without a file": 1,
+        "ieee8023: files that hold no image": 1,
+        "ieee8023: view unknown": 1,
+        "ieee8023: other views": 1,
+        "ieee8023: finding not filled in": 1,
+        "ieee8023: no label fits": 2,
+        "ieee8023: rows that contradict each other": 2,
+        "ieee8023: second rows of a file": 1,
+    }
     why = {Path(path).name: reason for path, reason in reasons(loaded).items()}
     assert why["martian.png"] == "finding Martian flu" and why["ct.png"] == "modality CT"
     assert why["f.png"] == "in metadata.csv, but no such file" and why["question.png"] == "view unknown"
@@ -345,7 +390,8 @@ def test_ieee8023_metadata_masks_and_views(tmp_path):
     rows = selection.manifest().set_index("path")
     assert rows.lung_mask.dropna().to_dict() == {
         "images/a.b.jpeg": "annotations/lungVAE-masks/a.b_mask.png",
-        "images/c, d.PNG": "annotations/lungVAE-masks/c, d_mask.png.png"}
+        "images/c, d.PNG": "annotations/lungVAE-masks/c, d_mask.png.png",
+    }
     assert tuple(rows.loc["images/a.b.jpeg", ["sex", "age", "view"]]) == ("M", 65.0, "PA")
     assert rows.loc["images/e.png", ["sex", "age"]].isna().all()
     assert set(ieee8023.select(root, views=("PA",)).manifest()["view"]) == {"PA"}
@@ -370,16 +416,33 @@ def test_ieee8023_rows_without_name_or_patient(tmp_path):
     assert skipped.path.str.startswith("metadata.csv, row").sum() == 1
 
 
-@pytest.mark.parametrize("finding, label", [
-    ("COVID-19", "COVID-19"), ("COVID-19, ARDS", "COVID-19"), ("Pneumonia/Viral/COVID-19", "COVID-19"),
-    ("Pneumonia/Viral/SARS", "Viral Pneumonia"), ("Pneumonia/Viral/MERS-CoV", "Viral Pneumonia"),
-    ("Pneumonia/Viral/New virus", "Viral Pneumonia"), ("Pneumonia/Viral/Herpes ", "Viral Pneumonia"),
-    ("Pneumonia/Bacterial/Staphylococcus/MRSA", "Bacterial Pneumonia"), ("E.Coli", "Bacterial Pneumonia"),
-    ("Mycoplasma Bacterial Pneumonia", "Bacterial Pneumonia"), ("Bacterial", "Bacterial Pneumonia"),
-    ("Pneumonia/Fungal/Pneumocystis", "Pneumonia"), ("Pneumonia", "Pneumonia"), ("Lipoid", "Pneumonia"),
-    ("Pneumonia/Aspiration", "Pneumonia"), ("Streptococcus, Influenza", "Pneumonia"),
-    ("No Finding", "Normal"), ("No Finding, SARS", None), ("ARDS", None), ("Tuberculosis", None),
-    ("todo", None), ("Martian, SARS", None)])
+@pytest.mark.parametrize(
+    "finding, label",
+    [
+        ("COVID-19", "COVID-19"),
+        ("COVID-19, ARDS", "COVID-19"),
+        ("Pneumonia/Viral/COVID-19", "COVID-19"),
+        ("Pneumonia/Viral/SARS", "Viral Pneumonia"),
+        ("Pneumonia/Viral/MERS-CoV", "Viral Pneumonia"),
+        ("Pneumonia/Viral/New virus", "Viral Pneumonia"),
+        ("Pneumonia/Viral/Herpes ", "Viral Pneumonia"),
+        ("Pneumonia/Bacterial/Staphylococcus/MRSA", "Bacterial Pneumonia"),
+        ("E.Coli", "Bacterial Pneumonia"),
+        ("Mycoplasma Bacterial Pneumonia", "Bacterial Pneumonia"),
+        ("Bacterial", "Bacterial Pneumonia"),
+        ("Pneumonia/Fungal/Pneumocystis", "Pneumonia"),
+        ("Pneumonia", "Pneumonia"),
+        ("Lipoid", "Pneumonia"),
+        ("Pneumonia/Aspiration", "Pneumonia"),
+        ("Streptococcus, Influenza", "Pneumonia"),
+        ("No Finding", "Normal"),
+        ("No Finding, SARS", None),
+        ("ARDS", None),
+        ("Tuberculosis", None),
+        ("todo", None),
+        ("Martian, SARS", None),
+    ],
+)
 def test_findings(finding, label):
     assert ieee8023.label_of(finding) == label
 
@@ -420,34 +483,56 @@ def test_radiography_layouts(tmp_path, four, old):
 
 
 def test_folder_labels_depths_and_strays(tmp_path):
-    root = images(tmp_path / "mine",
-                  "No Findings/a.png", "COVID19/2021/may/b.png", "Edema/c.png", "stray.png",
-                  "Edema/masks/c.png", "masks/a.png")
+    root = images(
+        tmp_path / "mine",
+        "No Findings/a.png",
+        "COVID19/2021/may/b.png",
+        "Edema/c.png",
+        "stray.png",
+        "Edema/masks/c.png",
+        "masks/a.png",
+    )
     (root / "COVID19" / "notes.txt").write_text("hello")
     loaded = load(root)
     assert dict(zip(loaded.manifest.path, loaded.manifest.label)) == {
-        "No Findings/a.png": "Normal", "COVID19/2021/may/b.png": "COVID-19", "Edema/c.png": "Edema"}
+        "No Findings/a.png": "Normal",
+        "COVID19/2021/may/b.png": "COVID-19",
+        "Edema/c.png": "Edema",
+    }
     assert reasons(loaded) == {
-        "stray.png": "lies beside the class folders", "COVID19/notes.txt": "not an image (text)",
-        "Edema/masks/c.png": "lies in a folder of masks", "masks/a.png": "lies in a folder of masks"}
+        "stray.png": "lies beside the class folders",
+        "COVID19/notes.txt": "not an image (text)",
+        "Edema/masks/c.png": "lies in a folder of masks",
+        "masks/a.png": "lies in a folder of masks",
+    }
     assert set(loaded.manifest.source) == {"mine"} and loaded.sources[0].address == str(root)
 
 
 def test_folder_divided_into_train_and_test(tmp_path):
-    root = images(tmp_path / "mine", "train/normal/a.png", "train/covid/b.png", "Test/normal/a.png",
-                  "Test/viral pneumonia/b.png", "readme.png")
+    root = images(
+        tmp_path / "mine",
+        "train/normal/a.png",
+        "train/covid/b.png",
+        "Test/normal/a.png",
+        "Test/viral pneumonia/b.png",
+        "readme.png",
+    )
     loaded = load(root)
     counts = loaded.manifest.label.value_counts()
     assert counts.to_dict() == {"Normal": 2, "COVID-19": 1, "Viral Pneumonia": 1}
     assert "Test, train joined" in loaded.steps.why[0] and len(loaded.skipped) == 1
 
 
-@pytest.mark.parametrize("names, words", [
-    (["covid/a.png", "pneumonia/b.png"], "no negative class.*normal, healthy.*covid/, pneumonia/"),
-    (["normal/a.png"], "one class only"), (["normal/a.png", "Healthy/b.png"], "one class only"),
-    (["a.png"], "no negative class.*no folder.*1 file"),
-    (["train/normal/a.png", "train/covid/b.png", "docs/c.png"], "docs/ beside train/"),
-])
+@pytest.mark.parametrize(
+    "names, words",
+    [
+        (["covid/a.png", "pneumonia/b.png"], "no negative class.*normal, healthy.*covid/, pneumonia/"),
+        (["normal/a.png"], "one class only"),
+        (["normal/a.png", "Healthy/b.png"], "one class only"),
+        (["a.png"], "no negative class.*no folder.*1 file"),
+        (["train/normal/a.png", "train/covid/b.png", "docs/c.png"], "docs/ beside train/"),
+    ],
+)
 def test_folder_refused(tmp_path, names, words):
     root = images(tmp_path / "mine", *names)
     for function in (sources.fetch, sources.load):
@@ -462,11 +547,21 @@ def test_folder_with_an_empty_class(tmp_path):
         load(root)
 
 
-@pytest.mark.parametrize("name, label", [
-    ("NORMAL", "Normal"), ("no_findings", "Normal"), ("No Finding", "Normal"), ("healthy", "Normal"),
-    ("covid", "COVID-19"), ("COVID-19", "COVID-19"), ("Lung_Opacity", "Lung Opacity"),
-    ("viral-pneumonia", "Viral Pneumonia"), ("BacterialPneumonia", "Bacterial Pneumonia"),
-    ("正常", "正常")])
+@pytest.mark.parametrize(
+    "name, label",
+    [
+        ("NORMAL", "Normal"),
+        ("no_findings", "Normal"),
+        ("No Finding", "Normal"),
+        ("healthy", "Normal"),
+        ("covid", "COVID-19"),
+        ("COVID-19", "COVID-19"),
+        ("Lung_Opacity", "Lung Opacity"),
+        ("viral-pneumonia", "Viral Pneumonia"),
+        ("BacterialPneumonia", "Bacterial Pneumonia"),
+        ("正常", "正常"),
+    ],
+)
 def test_folder_names(name, label):
     assert folder.label_of(name) == label
 
@@ -526,8 +621,9 @@ def test_drawing_in_cohen_does_not_depend_on_the_other_folder(tmp_path, monkeypa
 
 
 def test_phantoms_are_written_once_and_read_like_any_set(tmp_path, monkeypatch):
-    monkeypatch.setitem(config.PROFILES, "fast", config.PROFILES["fast"]._replace(phantom_patients=8,
-                                                                                  images_per_label=1))
+    monkeypatch.setitem(
+        config.PROFILES, "fast", config.PROFILES["fast"]._replace(phantom_patients=8, images_per_label=1)
+    )
     loaded = load("phantom", profile="fast")
     assert loaded.root == tmp_path / "work" / "raw" / f"phantom-8-v{phantom.VERSION}"
     assert set(loaded.manifest.label) == set(phantom.LABELS) and loaded.manifest.patient.nunique() == 8
@@ -563,7 +659,10 @@ def test_real_darkcovidnet():
     assert covid.patient.notna().sum() == 120 and covid.patient.nunique() == 79 and loaded.skipped.empty
     assert covid["view"].value_counts().to_dict() == {"PA": 91, "AP Supine": 16, "AP": 13}
     assert load("darkcovidnet", SHARED, "fast").manifest.label.value_counts().to_dict() == {
-        "COVID-19": 81, "Normal": 80, "Pneumonia": 81}
+        "COVID-19": 81,
+        "Normal": 80,
+        "Pneumonia": 81,
+    }
 
 
 @real
@@ -584,14 +683,25 @@ def test_real_cohen():
     loaded = load("cohen", SHARED)
     assert loaded.root == SHARED and loaded.steps.left[0] == 716 + 13 + 1440
     assert dropped(loaded) == {
-        "ieee8023: files without a row": 13, "ieee8023: no X-ray": 63, "ieee8023: view unknown": 39,
-        "ieee8023: other views": 55, "ieee8023: finding not filled in": 28, "ieee8023: no label fits": 4,
-        "ieee8023: second rows of a file": 4}
+        "ieee8023: files without a row": 13,
+        "ieee8023: no X-ray": 63,
+        "ieee8023: view unknown": 39,
+        "ieee8023: other views": 55,
+        "ieee8023: finding not filled in": 28,
+        "ieee8023: no label fits": 4,
+        "ieee8023: second rows of a file": 4,
+    }
     manifest = loaded.manifest
     assert manifest.groupby(["source", "label"]).size().to_dict() == {
-        ("ieee8023", "Bacterial Pneumonia"): 31, ("ieee8023", "COVID-19"): 427, ("ieee8023", "Normal"): 19,
-        ("ieee8023", "Pneumonia"): 25, ("ieee8023", "Viral Pneumonia"): 21, ("kermany", "Normal"): 642,
-        ("kermany", "Bacterial Pneumonia"): 500, ("kermany", "Viral Pneumonia"): 298}
+        ("ieee8023", "Bacterial Pneumonia"): 31,
+        ("ieee8023", "COVID-19"): 427,
+        ("ieee8023", "Normal"): 19,
+        ("ieee8023", "Pneumonia"): 25,
+        ("ieee8023", "Viral Pneumonia"): 21,
+        ("kermany", "Normal"): 642,
+        ("kermany", "Bacterial Pneumonia"): 500,
+        ("kermany", "Viral Pneumonia"): 298,
+    }
     assert {"ieee8023/285+339", "ieee8023/287+340"} <= set(manifest.patient)
     assert not manifest.patient.isna().any() and manifest.lung_mask.notna().sum() == 188
     kermany = manifest[manifest.source == "kermany"]

@@ -55,7 +55,9 @@ def hospital(tmp_path):
     folder, rng = tmp_path / "hospital", np.random.default_rng(3)
     for number in range(20):
         sick = number >= 12
-        picture(folder / ("covid" if sick else "normal") / f"{number}.png", 110 + 25 * sick + rng.normal(0, 15), seed=number)
+        picture(
+            folder / ("covid" if sick else "normal") / f"{number}.png", 110 + 25 * sick + rng.normal(0, 15), seed=number
+        )
     return folder
 
 

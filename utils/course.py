@@ -163,9 +163,7 @@ def check_notebook(run, notebook):
     ranges, metrics = ranges_for(run, notebook), read_metrics(run, notebook)
     if not ranges:
         return {"status": "not checked", "problems": []}
-    problems = [
-        {**problem._asdict(), "text": str(problem)} for problem in check_results(metrics or {}, ranges)
-    ]
+    problems = [{**problem._asdict(), "text": str(problem)} for problem in check_results(metrics or {}, ranges)]
     if metrics is None:
         return {"status": "no results", "problems": problems}
     return {"status": "out of range" if problems else "ok", "problems": problems}
@@ -606,7 +604,9 @@ def main(argv=None):
         print(error, file=sys.stderr)
         return 2
     except OSError as error:  # a full disk, a folder that cannot be written
-        print(f"{error.filename or 'A file'} cannot be used: {error.strerror}. Mend that, and run again.", file=sys.stderr)
+        print(
+            f"{error.filename or 'A file'} cannot be used: {error.strerror}. Mend that, and run again.", file=sys.stderr
+        )
         return 1
     except KeyboardInterrupt:
         _say("Interrupted.")

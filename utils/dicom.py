@@ -96,8 +96,10 @@ def _pydicom():
         import pydicom
         import pydicom.pixels
     except ImportError:
-        raise CourseError("Reading a DICOM file needs pydicom, which is not installed. Build the environment again "
-                          "(README), or: pip install pydicom pylibjpeg[libjpeg,openjpeg]") from None
+        raise CourseError(
+            "Reading a DICOM file needs pydicom, which is not installed. Build the environment again "
+            "(README), or: pip install pydicom pylibjpeg[libjpeg,openjpeg]"
+        ) from None
     warnings.filterwarnings("ignore", module="pydicom")
     for name in ("pydicom", "pylibjpeg", "libjpeg", "openjpeg"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
@@ -121,8 +123,9 @@ def _read(data):
 
 
 def _unread(syntax):
-    return ImageError(f"DICOM in the transfer syntax {one_line(syntax.name)}, which the course does not read: "
-                      "export it uncompressed")
+    return ImageError(
+        f"DICOM in the transfer syntax {one_line(syntax.name)}, which the course does not read: export it uncompressed"
+    )
 
 
 def _pixels(dataset):
@@ -163,8 +166,10 @@ def _check_compressed(dataset, syntax):
         kinds.check_scans(frame)
     sizes = kinds.jpeg_sizes(frame) if is_jpeg else kinds.jpeg2000_sizes(frame)
     if sizes != {shape}:
-        raise ImageError(f"corrupt or truncated (header: height, width, channels {shape}; compressed: "
-                         f"{', '.join(map(str, sizes)) or 'none'})")
+        raise ImageError(
+            f"corrupt or truncated (header: height, width, channels {shape}; compressed: "
+            f"{', '.join(map(str, sizes)) or 'none'})"
+        )
 
 
 def _shade(dataset, form, bands):

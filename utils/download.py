@@ -197,8 +197,14 @@ class _Fetch:
         count = min(self.limits.workers, len(same))
         threads = [threading.Thread(target=self.work, name="download", daemon=True) for _ in range(count)]
         total = total_size(wanted)
-        bar = tqdm(total=total, desc=self.name, unit="B", unit_scale=True, leave=False,
-                   disable=bool(os.environ.get("CXR_QUIET")))
+        bar = tqdm(
+            total=total,
+            desc=self.name,
+            unit="B",
+            unit_scale=True,
+            leave=False,
+            disable=bool(os.environ.get("CXR_QUIET")),
+        )
         try:
             for thread in threads:
                 thread.start()
@@ -278,8 +284,11 @@ class _Fetch:
                 return size
             part.unlink()
             if not resumed:  # else the older bytes may be to blame: once more, from the start
-                raise self.error(pin, f"{size} bytes with another content came (id {found}, expected {pin.blob}), and "
-                                      "were thrown away. Something between here and there changes files.")
+                raise self.error(
+                    pin,
+                    f"{size} bytes with another content came (id {found}, expected {pin.blob}), and "
+                    "were thrown away. Something between here and there changes files.",
+                )
 
     def receive(self, session, pin, part):
         """Complete a part, or start it anew; return whether it holds bytes of an earlier try."""
@@ -316,8 +325,11 @@ class _Fetch:
             raise self.error(pin, f"the answer was {status} {response.reason}. {_PROXY}")
         if response.headers.get("Content-Type", "").startswith("text/html") and ".htm" not in pin.path:
             response.close()
-            raise self.error(pin, "a web page came instead of the file, perhaps the log-in page of a network. Open a "
-                                  "browser, log in, and run again.")
+            raise self.error(
+                pin,
+                "a web page came instead of the file, perhaps the log-in page of a network. Open a "
+                "browser, log in, and run again.",
+            )
         return response
 
     def store(self, response, pin, part, have):
@@ -336,8 +348,9 @@ class _Fetch:
                         raise _Stopped
                     size, too_long = size + len(data), size + len(data) > most
                     if slow.is_slow(size):
-                        raise self.error(pin, f"hardly anything comes any more, {size} in all: a slow line, or a server "
-                                              "in trouble.")
+                        raise self.error(
+                            pin, f"hardly anything comes any more, {size} in all: a slow line, or a server in trouble."
+                        )
                     file.write(b"" if too_long else data)
                 file.flush()
                 os.fsync(file.fileno())  # or a power cut might leave an empty file with a good name

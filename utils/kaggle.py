@@ -24,8 +24,10 @@ from utils.files import sha256, written
 
 RECORD = "files.csv"
 _DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, ValueError, RuntimeError)
-_LOGIN = ("Make a free account at https://www.kaggle.com; there, under Settings, API, create a token and save it as "
-          "~/.kaggle/kaggle.json (or set KAGGLE_USERNAME and KAGGLE_KEY); run again.")
+_LOGIN = (
+    "Make a free account at https://www.kaggle.com; there, under Settings, API, create a token and save it as "
+    "~/.kaggle/kaggle.json (or set KAGGLE_USERNAME and KAGGLE_KEY); run again."
+)
 
 
 def fetch(handle, folder, *, most, room=0, is_set=None, limits=None):
@@ -58,8 +60,10 @@ def fetch(handle, folder, *, most, room=0, is_set=None, limits=None):
         if not (folder / name).is_dir():
             found = archives(folder)
             if len(found) > 1:
-                raise CourseError(f"{folder}: expected one .zip; found {', '.join(path.name for path in found)}. "
-                                  "Leave the one of this set there, and run again.")
+                raise CourseError(
+                    f"{folder}: expected one .zip; found {', '.join(path.name for path in found)}. "
+                    "Leave the one of this set there, and run again."
+                )
             if found:
                 new = folder / ".new"
                 shutil.rmtree(new, ignore_errors=True)  # of a killed run
@@ -83,8 +87,10 @@ def _settle(new, target, is_set, archive):
     if is_set and not any(map(is_set, folders)):
         held = ", ".join(sorted(path.name for path in new.iterdir())[:5])
         shutil.rmtree(new)
-        raise CourseError(f"{archive}: expected the set {target.name}; it holds {held or 'nothing'}. Nothing of it was "
-                          "kept. Put the right one in its place, or delete it, and run again.")
+        raise CourseError(
+            f"{archive}: expected the set {target.name}; it holds {held or 'nothing'}. Nothing of it was "
+            "kept. Put the right one in its place, or delete it, and run again."
+        )
     os.replace(new, target)
 
 
@@ -106,8 +112,10 @@ def _download_kaggle(handle, folder, most, is_set, limits):
 
 def _kaggle_by_hand(handle, folder):
     page = "https://www.kaggle.com/datasets/" + "/".join(handle.split("/")[:2])
-    return (f"\nBy hand: download the archive in a browser from {page}, put the .zip, as it is, into {folder}, and run "
-            "again; or unpack it anywhere, and run again with RAW=<that folder>.")
+    return (
+        f"\nBy hand: download the archive in a browser from {page}, put the .zip, as it is, into {folder}, and run "
+        "again; or unpack it anywhere, and run again with RAW=<that folder>."
+    )
 
 
 @contextmanager
@@ -158,8 +166,10 @@ def _ask_kaggle(handle, cache, by_hand, limits):
             shutil.rmtree(cache, ignore_errors=True)  # else kagglehub would go on with it
         if number + 1 < limits.tries:
             time.sleep(limits.pause * 2**number)
-    raise CourseError(f"{handle}: does not come from Kaggle ({reason}), {limits.tries} times. Is there a network? Run "
-                      f"again to go on from there; behind a proxy, set HTTPS_PROXY.{by_hand}")
+    raise CourseError(
+        f"{handle}: does not come from Kaggle ({reason}), {limits.tries} times. Is there a network? Run "
+        f"again to go on from there; behind a proxy, set HTTPS_PROXY.{by_hand}"
+    )
 
 
 def unpack(archive, folder, *, most):
@@ -191,8 +201,10 @@ def unpack(archive, folder, *, most):
     except CourseError:
         raise
     except (*_DAMAGED, OSError) as error:
-        raise CourseError(f"{archive}: expected a zip archive; it is damaged or something else ({error}). Nothing of "
-                          "it was kept. Download it again.") from None
+        raise CourseError(
+            f"{archive}: expected a zip archive; it is damaged or something else ({error}). Nothing of "
+            "it was kept. Download it again."
+        ) from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -202,16 +214,22 @@ def _safe_entries(file, archive, most):
     for entry in entries:
         kind = stat.S_IFMT(entry.external_attr >> 16)
         if download.leads_out(entry.filename) or kind not in (0, stat.S_IFREG):
-            raise CourseError(f"{archive}: its entry {entry.filename!r} is a link or leads out of the folder. Nothing "
-                              "was unpacked. Do not trust this archive: download the set from its own address.")
+            raise CourseError(
+                f"{archive}: its entry {entry.filename!r} is a link or leads out of the folder. Nothing "
+                "was unpacked. Do not trust this archive: download the set from its own address."
+            )
         if entry.flag_bits & 1:
-            raise CourseError(f"{archive}: expected an open archive; {entry.filename!r} is encrypted. Nothing was "
-                              "unpacked. Download the set from its own address.")
+            raise CourseError(
+                f"{archive}: expected an open archive; {entry.filename!r} is encrypted. Nothing was "
+                "unpacked. Download the set from its own address."
+            )
     # The sizes may lie, but not to our harm: zipfile stops at the size that is said here, and then finds a wrong CRC.
     size = sum(entry.file_size for entry in entries)
     if size > most:
-        raise CourseError(f"{archive}: expected at most {most} bytes when unpacked; it says {size}. Nothing was "
-                          "unpacked. Do not trust this archive: download the set from its own address.")
+        raise CourseError(
+            f"{archive}: expected at most {most} bytes when unpacked; it says {size}. Nothing was "
+            "unpacked. Do not trust this archive: download the set from its own address."
+        )
     return entries
 
 
@@ -253,10 +271,13 @@ def check_record(folder):
         with open(folder / RECORD, encoding="utf-8", newline="") as file:
             sizes = {row["path"]: int(row["bytes"]) for row in csv.DictReader(file)}
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise CourseError(f"{folder}: its table {RECORD} cannot be read ({error}). Delete the folder and fetch the "
-                          "set again.") from None
+        raise CourseError(
+            f"{folder}: its table {RECORD} cannot be read ({error}). Delete the folder and fetch the set again."
+        ) from None
     lost = [path for path, size in sizes.items() if not download.is_there(folder / path, size)]
     if lost:
         more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
-        raise CourseError(f"{folder}: {', '.join(lost[:3])}{more} of {len(sizes)} files are gone or have another size "
-                          "than when they were fetched. Delete the folder and fetch the set again.")
+        raise CourseError(
+            f"{folder}: {', '.join(lost[:3])}{more} of {len(sizes)} files are gone or have another size "
+            "than when they were fetched. Delete the folder and fetch the set again."
+        )

@@ -29,7 +29,7 @@ import os
 import shutil
 import threading
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -90,12 +90,11 @@ class Hospital(NamedTuple):
 
 
 STYLES = {
-    "A": Hospital(2.3, 0.34, 0.25, 120000, 0.35,
-                  ("R", cv2.FONT_HERSHEY_SIMPLEX, 1.3, 0.28, (0.07, 0.12), False), ""),
-    "B": Hospital(2.8, 0.31, 0.6, 110000, 0.75,
-                  ("L", cv2.FONT_HERSHEY_DUPLEX, 1.0, 0.18, (0.90, 0.07), True), "AP"),
-    "C": Hospital(1.8, 0.38, 0.0, 50000, 0.15,
-                  ("R", cv2.FONT_HERSHEY_COMPLEX, 1.8, 0.22, (0.05, 0.4), False), "PORTABLE"),
+    "A": Hospital(2.3, 0.34, 0.25, 120000, 0.35, ("R", cv2.FONT_HERSHEY_SIMPLEX, 1.3, 0.28, (0.07, 0.12), False), ""),
+    "B": Hospital(2.8, 0.31, 0.6, 110000, 0.75, ("L", cv2.FONT_HERSHEY_DUPLEX, 1.0, 0.18, (0.90, 0.07), True), "AP"),
+    "C": Hospital(
+        1.8, 0.38, 0.0, 50000, 0.15, ("R", cv2.FONT_HERSHEY_COMPLEX, 1.8, 0.22, (0.05, 0.4), False), "PORTABLE"
+    ),
 }
 
 
@@ -124,8 +123,9 @@ def make_patient(index, *, seed, label=None, hospital=None, shortcut=0.0, hospit
     ------
     CourseError for a label, hospital or number that does not exist.
     """
-    _check(index=index, seed=seed, label=label, hospital=hospital, shortcut=shortcut, hospitals=hospitals,
-           images=images)
+    _check(
+        index=index, seed=seed, label=label, hospital=hospital, shortcut=shortcut, hospitals=hospitals, images=images
+    )
     label = label or LABELS[index % len(LABELS)]
     u = _rng(seed, index, 0, WHO).random(8).tolist()
     if hospital is None:
@@ -133,12 +133,17 @@ def make_patient(index, *, seed, label=None, hospital=None, shortcut=0.0, hospit
         hospital = hospitals[tied if u[0] < shortcut else int(u[1] * len(hospitals))]
     child = u[3] < 0.18
     return Patient(
-        index=index, seed=seed, id=f"{seed}-{index:05d}", label=label, hospital=hospital,
+        index=index,
+        seed=seed,
+        id=f"{seed}-{index:05d}",
+        label=label,
+        hospital=hospital,
         sex="F" if u[2] < 0.48 else "M",
         age=int(1 + 15 * u[4]) if child else int(18 + 74 * u[4] ** 0.8),
         n_images=images or 1 + int(4 * u[5] ** 1.7),
         severity=0.0 if label == "Normal" else 0.28 + 0.65 * u[6],
-        bedside=0.85 if u[7] < 0.33 else 0.05)
+        bedside=0.85 if u[7] < 0.33 else 0.05,
+    )
 
 
 def _check(*, index, seed, label, hospital, shortcut, hospitals, images):
@@ -187,20 +192,21 @@ def _body(patient):
     female = patient.sex == "F"
     half = (12.6 if female else 13.7) + 0.7 * n[0]
     return Body(
-        youth=youth, half=half,
+        youth=youth,
+        half=half,
         length=(25.4 if female else 27.4) * (1 - 0.20 * youth) + 1.0 * n[1],
         depth=(22 + 2.2 * n[2]) * (1 - 0.1 * youth),
         fat=float(np.clip(1.2 + 0.8 * n[3] + 0.4 * female - 0.5 * youth, 0.4, 4)),
         heart=0.96 + 0.09 * n[4] + 0.16 * youth + 0.0022 * max(patient.age - 45, 0),
-        thymus=youth ** 2 * (0.4 + 1.6 * u[0]),
+        thymus=youth**2 * (0.4 + 1.6 * u[0]),
         knob=(0.5 + 0.014 * patient.age + 0.3 * n[5]) * (1 - 0.8 * youth),
         slope=(12.5 + 1.0 * n[6]) * (1 - 0.55 * youth),
         bend=0.35 * n[7] + 0.5 * (u[1] < 0.1) * n[8],
         breast=1.6 + 3.2 * u[2] if female and patient.age >= 15 else 0.0,
         dome=1.5 + 0.6 * n[9],
-        gas=np.array([(5.5 + 2.5 * n[10 + i], 1.9 + 3.0 * u[4 + i] ** 2, 0.4 + 1.5 * u[8 + i])
-                      for i in range(4)]),
-        wobble=rng.standard_normal(40))
+        gas=np.array([(5.5 + 2.5 * n[10 + i], 1.9 + 3.0 * u[4 + i] ** 2, 0.4 + 1.5 * u[8 + i]) for i in range(4)]),
+        wobble=rng.standard_normal(40),
+    )
 
 
 class Camera(NamedTuple):
@@ -224,8 +230,7 @@ class Camera(NamedTuple):
         y = y - self.tilt * z
         zoom = self.scale * self.source / (self.source + self.front * z)
         c, s = np.cos(self.roll), np.sin(self.roll)
-        return np.stack([self.centre[0] + zoom * (c * x - s * y),
-                         self.centre[1] + zoom * (s * x + c * y)], axis=-1)
+        return np.stack([self.centre[0] + zoom * (c * x - s * y), self.centre[1] + zoom * (s * x + c * y)], axis=-1)
 
     def flat(self, points, z=0.0):
         """(n, 2) centimetres in the plane at depth z -> (n, 2) pixels."""
@@ -267,27 +272,29 @@ def _pose(patient, body, number, size):
     margin = 0.96 + 0.32 * u[1] + 0.16 * u[2] * bedside + 0.25 * (u[3] < 0.06) + 0.08 * body.youth
     scale = size / (width * margin)
     camera = Camera(
-        size=size, scale=scale,
+        size=size,
+        scale=scale,
         centre=(size * (0.5 + 0.05 * n[1]), size * (0.5 + 0.055 * n[2])),
         middle=body.length * (0.49 * breath),
         roll=math.radians((3.2 if bedside else 1.8) * n[3]),
         turn=math.radians((5.0 if bedside else 2.5) * n[4]),
         tilt=(0.16 + 0.08 * n[5]) if bedside else 0.02 * n[5],
-        source=100.0 if bedside else 170.0, front=-1.0 if bedside else 1.0)
+        source=100.0 if bedside else 170.0,
+        front=-1.0 if bedside else 1.0,
+    )
     return Pose("AP Supine" if bedside else "PA", breath, u[4:]), camera
 
 
 # ---------------------------------------------------------------- drawing: points to path lengths
 
 
-@lru_cache(maxsize=None)
+@cache
 def _spline(knots, samples):
     """Matrix (samples, knots) of a Catmull-Rom curve through its knots: a curve is then one product."""
     t = np.linspace(0, knots - 1, samples)
     i = np.minimum(t.astype(int), knots - 2)
     f = t - i
-    weights = np.stack([-f + 2 * f**2 - f**3, 2 - 5 * f**2 + 3 * f**3,
-                        f + 4 * f**2 - 3 * f**3, f**3 - f**2]) / 2
+    weights = np.stack([-f + 2 * f**2 - f**3, 2 - 5 * f**2 + 3 * f**3, f + 4 * f**2 - 3 * f**3, f**3 - f**2]) / 2
     matrix = np.zeros((samples, knots))
     for offset, weight in zip(range(-1, 3), weights):
         # The ends have no neighbour outside: the end point stands in for it.
@@ -368,8 +375,9 @@ def _field(rng, camera, cell):
     lattice = rng.standard_normal((n, n), np.float32)
     to_body = np.array([[cell, 0, -28], [0, cell, -14], [0, 0, 1]], float)
     matrix = camera.matrix() @ to_body
-    smooth = cv2.warpAffine(lattice, matrix, (camera.size, camera.size), flags=cv2.INTER_CUBIC,
-                            borderMode=cv2.BORDER_REFLECT)
+    smooth = cv2.warpAffine(
+        lattice, matrix, (camera.size, camera.size), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT
+    )
     return 1.25 * smooth
 
 
@@ -383,9 +391,23 @@ def _torso(body, pose, camera):
     reach = w + (3.0 + 2 * pose.u[0] if bedside else 6.0 + 7 * pose.u[0])
     neck = 5.4 - 0.4 * body.youth
     head = neck + 4 * (body.youth > 0.6)
-    side = np.array([(head, -15), (neck, -7.5), (neck + 1.2, -4.9), (w - 5.2, -3.3), (w + 1.0, -2.2),
-                     (w + 3.6, 1.0), (w + 2.8, 5.0), (w + 0.9, 8.5), (w + 0.2, 12), (w + 0.3, 17),
-                     (w + 0.6, 23), (w + 1.2, 32), (w + 2, 45)])
+    side = np.array(
+        [
+            (head, -15),
+            (neck, -7.5),
+            (neck + 1.2, -4.9),
+            (w - 5.2, -3.3),
+            (w + 1.0, -2.2),
+            (w + 3.6, 1.0),
+            (w + 2.8, 5.0),
+            (w + 0.9, 8.5),
+            (w + 0.2, 12),
+            (w + 0.3, 17),
+            (w + 0.6, 23),
+            (w + 1.2, 32),
+            (w + 2, 45),
+        ]
+    )
     side = side + 0.15 * body.wobble[:13, None]
     limb = np.array([(w + 0.8, 1.2), (w + 0.5 * (reach - w) + 2.0, 8), (reach + 2.5, 20), (reach + 4.5, 34)])
     maps = []
@@ -407,12 +429,25 @@ def _torso(body, pose, camera):
 def _lungs(body, pose, camera):
     """Masks (uint8) of right and left lung down to the diaphragm, and centimetres of lung along each ray."""
     width, length = body.half, body.length * pose.breath
-    wall = np.array([(.09, .30), (.14, .13), (.23, .04), (.37, 0), (.55, .04), (.72, .13), (.86, .28),
-                     (.95, .48), (1, .72), (1, .9), (.972, 1)])
-    floor = np.array([(.972, 1), (.90, .945), (.72, .885), (.50, .862), (.28, .875), (.05, .93)])
+    wall = np.array(
+        [
+            (0.09, 0.30),
+            (0.14, 0.13),
+            (0.23, 0.04),
+            (0.37, 0),
+            (0.55, 0.04),
+            (0.72, 0.13),
+            (0.86, 0.28),
+            (0.95, 0.48),
+            (1, 0.72),
+            (1, 0.9),
+            (0.972, 1),
+        ]
+    )
+    floor = np.array([(0.972, 1), (0.90, 0.945), (0.72, 0.885), (0.50, 0.862), (0.28, 0.875), (0.05, 0.93)])
     masks, spaces = [], []
     for side, k in ((-1, 1), (1, 12)):
-        wobble = body.wobble[k:k + 11]
+        wobble = body.wobble[k : k + 11]
         scale = np.array([side * width, length])
         rim = _curve((wall + np.stack([0.010 * wobble, 0.003 * wobble[::-1]], axis=1)) * scale, 60)
         floor_ = floor * scale
@@ -420,7 +455,7 @@ def _lungs(body, pose, camera):
         floor_[1:, 1] += body.dome * (side > 0) * np.array([0.35, 0.9, 1.05, 1, 1])
         floor_[0] = rim[-1]
         masks.append(_draw(_blank(camera), [camera.flat(np.concatenate([rim, _curve(floor_, 40)]))]))
-        spaces.append(camera.flat(np.concatenate([rim, np.array([(.95, 1.25), (.05, 1.25)]) * scale])))
+        spaces.append(camera.flat(np.concatenate([rim, np.array([(0.95, 1.25), (0.05, 1.25)]) * scale])))
     inside = _dome(_draw(_blank(camera), spaces), 0.46 * width * camera.scale)
     y = camera.grid()[1]
     # Behind the dome of the diaphragm the lung goes on downwards: the belly is a little darker there.
@@ -434,14 +469,35 @@ def _mediastinum(body, pose, camera):
     """Outline mask (uint8), and the share 0..1 of the chest's depth that heart and great vessels fill."""
     length, h = body.length * pose.breath, body.heart * (1.06 if pose.view != "PA" else 1.0)
     low = 0.88 * length / 21.0  # a low diaphragm stretches the heart, a high one lifts and widens it
-    h, t, n, knob = h / low ** 0.5, body.thymus, 0.25 * body.wobble[24:36], body.knob
-    right = [(-2.4, -9), (-2.3 - t / 3, -1), (-2.6 - t + n[0], 3.0), (-3.0 - t + n[1], 7),
-             (-3.1 + n[2], 10 * low), (-3.5 * h, 13.2 * low), (-4.3 * h + n[3], 16 * low),
-             (-4.0 * h, 18.8 * low), (-3.2, 21.5 * low), (-3, 28)]
-    left = [(2.4, -9), (2.3 + t / 3, -1), (2.3 + t, 2.2), (2.8 + t + knob, 4.9), (3.0 + t + knob, 6.4),
-            (2.9 + 0.5 * t, 8.1 * low), (3.5 + n[4] + 0.4 * t, 9.8 * low), (4.4 * h + n[5], 12 * low),
-            (5.9 * h, 14.8 * low), (7.3 * h + n[6], 17.4 * low), (8.1 * h + n[6], 19.8 * low),
-            (7.4 * h, 21.6 * low), (5.6, 24 * low), (4.5, 28)]
+    h, t, n, knob = h / low**0.5, body.thymus, 0.25 * body.wobble[24:36], body.knob
+    right = [
+        (-2.4, -9),
+        (-2.3 - t / 3, -1),
+        (-2.6 - t + n[0], 3.0),
+        (-3.0 - t + n[1], 7),
+        (-3.1 + n[2], 10 * low),
+        (-3.5 * h, 13.2 * low),
+        (-4.3 * h + n[3], 16 * low),
+        (-4.0 * h, 18.8 * low),
+        (-3.2, 21.5 * low),
+        (-3, 28),
+    ]
+    left = [
+        (2.4, -9),
+        (2.3 + t / 3, -1),
+        (2.3 + t, 2.2),
+        (2.8 + t + knob, 4.9),
+        (3.0 + t + knob, 6.4),
+        (2.9 + 0.5 * t, 8.1 * low),
+        (3.5 + n[4] + 0.4 * t, 9.8 * low),
+        (4.4 * h + n[5], 12 * low),
+        (5.9 * h, 14.8 * low),
+        (7.3 * h + n[6], 17.4 * low),
+        (8.1 * h + n[6], 19.8 * low),
+        (7.4 * h, 21.6 * low),
+        (5.6, 24 * low),
+        (4.5, 28),
+    ]
     outline = np.concatenate([_curve(right, 50), _curve(left, 60)[::-1]])
     solid = _draw(_blank(camera), [camera.flat(outline, z=2.5)])
     # Deep where the heart is, but even the narrow great vessels are several centimetres thick.
@@ -460,7 +516,8 @@ def _ribs(body, pose, camera):
     top = -0.5 + i * pitch + 0.12 * body.wobble[:10]
     lateral = (top + 0.5 * slope * (0.55 + 0.05 * i) + 1.3) / length
     wide = body.half * np.interp(
-        lateral, (0, .05, .14, .29, .5, .72, 1.1), (.45, .60, .75, .89, .975, 1.025, 1.0))
+        lateral, (0, 0.05, 0.14, 0.29, 0.5, 0.72, 1.1), (0.45, 0.60, 0.75, 0.89, 0.975, 1.025, 1.0)
+    )
     end = np.deg2rad(np.interp(i, (0, 1, 5, 7, 9), (118, 136, 138, 124, 92)))
     start = np.arcsin(np.minimum(1.3 / wide, 0.9))
     angle = start[:, None] + (end - start)[:, None] * np.linspace(0, 1, 40)
@@ -472,8 +529,9 @@ def _ribs(body, pose, camera):
     layers = _blank(camera), _blank(camera)
     for side in (-1, 1):
         sway = 1 + 0.006 * body.wobble[22:32, None] * side
-        arcs = np.stack([side * sway * wide[:, None] * np.sin(angle), top[:, None] + fall,
-                         -deep * np.cos(angle)], axis=2)
+        arcs = np.stack(
+            [side * sway * wide[:, None] * np.sin(angle), top[:, None] + fall, -deep * np.cos(angle)], axis=2
+        )
         pixels = camera.project(arcs)
         for layer, part in zip(layers, (slice(0, 26), slice(22, 40))):
             _draw(layer, _band(pixels[:, part], half[:, part]), 225)
@@ -494,16 +552,28 @@ def _spine(body, pose, camera):
     x = body.bend * np.sin(y / 9 + body.wobble[36])
     half = np.interp(y, (-12, 0, 30), (1.2, 1.5, 2.1))
     middle = np.stack([x, y], axis=1)
-    block = np.array([(-1, -.42), (-.88, -.1), (-.88, .1), (-1, .42), (0, .40), (1, .42), (.88, .1),
-                      (.88, -.1), (1, -.42), (0, -.40)])
+    block = np.array(
+        [
+            (-1, -0.42),
+            (-0.88, -0.1),
+            (-0.88, 0.1),
+            (-1, 0.42),
+            (0, 0.40),
+            (1, 0.42),
+            (0.88, 0.1),
+            (0.88, -0.1),
+            (1, -0.42),
+            (0, -0.40),
+        ]
+    )
     box = block * np.stack([half, np.full(23, pitch)], axis=1)[:, None]
     layer = _draw(_blank(camera), camera.flat(box + middle[:, None], z=-5), 140)
     _draw(layer, camera.flat(box * [0.86, 0.74] + middle[:, None], z=-5), 108)
     for side in (-1, 1):
         pedicle = middle + np.stack([side * 0.64 * half, np.full(23, -0.12 * pitch)], axis=1)
-        for radius, value in (((.34, .52), 165), ((.18, .30), 112)):
+        for radius, value in (((0.34, 0.52), 165), ((0.18, 0.30), 112)):
             _draw(layer, camera.flat(_ovals(pedicle, np.tile(radius, (23, 1)), 12), z=-6), value)
-    thorn = np.array([(-.15, -.1), (.15, -.1), (.24, .5), (0, .62), (-.24, .5)]) * [1, pitch]
+    thorn = np.array([(-0.15, -0.1), (0.15, -0.1), (0.24, 0.5), (0, 0.62), (-0.24, 0.5)]) * [1, pitch]
     _draw(layer, camera.flat(thorn + middle[:, None], z=-8), 160)
     return _layer(layer, 1.1, camera, 0.12)
 
@@ -518,12 +588,32 @@ def _girdle(body, pose, camera):
         flip = np.array([side, 1, 1])
         rise = 0.8 * (pose.u[2] - 0.5) - 1.6 * bedside + 0.25 * body.wobble[37 + (side > 0)]
         a = w - 1.6 + out
-        collar = np.array([(1.7, 3.0 + rise / 2, 7), (4.5, 2.2 + rise, 7.5), (8.5, 0.9 + rise, 5),
-                           (12, -0.7 + rise, 2), (a + 3.4, -1.4 + rise, -1)])
-        arm = np.array([(a + 4.6, 1.6, -2), (a + 5.1, 3.8, -2), (a + 5.4 + swing * .2, 8, -2),
-                        (a + 5.4 + swing, 26, -2)])
-        blade = np.array([(a + 2.8, 1.0), (a - 2.6, 0.2), (a - 4.6, 2.4), (a - 4.2, 7), (a - 2.6, 12.3),
-                          (a - 1.8, 13.0), (a - 1.0, 11.5), (a + 0.7, 7), (a + 2.2, 4.2), (a + 2.8, 1.0)])
+        collar = np.array(
+            [
+                (1.7, 3.0 + rise / 2, 7),
+                (4.5, 2.2 + rise, 7.5),
+                (8.5, 0.9 + rise, 5),
+                (12, -0.7 + rise, 2),
+                (a + 3.4, -1.4 + rise, -1),
+            ]
+        )
+        arm = np.array(
+            [(a + 4.6, 1.6, -2), (a + 5.1, 3.8, -2), (a + 5.4 + swing * 0.2, 8, -2), (a + 5.4 + swing, 26, -2)]
+        )
+        blade = np.array(
+            [
+                (a + 2.8, 1.0),
+                (a - 2.6, 0.2),
+                (a - 4.6, 2.4),
+                (a - 4.2, 7),
+                (a - 2.6, 12.3),
+                (a - 1.8, 13.0),
+                (a - 1.0, 11.5),
+                (a + 0.7, 7),
+                (a + 2.2, 4.2),
+                (a + 2.8, 1.0),
+            ]
+        )
         blade = _curve(blade * flip[:2], 50)
         ridge = _curve(np.array([(a - 4.4, 3.6), (a - 1, 1.6), (a + 3.6, -0.9)]) * flip[:2], 20)
         plate = (blade - blade.mean(0)) * [0.84, 0.95] + blade.mean(0)
@@ -531,8 +621,7 @@ def _girdle(body, pose, camera):
         _draw(flat, [_band(camera.flat(ridge, z=-8), 0.4 * camera.scale)], 140)
         head = [(a + 4.5, 2.2) * flip[:2]] * 2
         _draw(long, camera.flat(_ovals(head, [(2.4, 2.4), (2.0, 2.0)]), z=-2), (200, 140))
-        for bone, widths, cortex in ((collar, (0.95, 0.62, 0.52, 0.68), 0.20),
-                                     (arm, (2.1, 2.1, 1.5, 1.05), 0.32)):
+        for bone, widths, cortex in ((collar, (0.95, 0.62, 0.52, 0.68), 0.20), (arm, (2.1, 2.1, 1.5, 1.05), 0.32)):
             line = camera.project(_curve(bone * flip, 40))
             half = camera.scale * np.interp(np.arange(40), (0, 6, 14, 39), widths)
             _draw(long, [_band(line, half)], 215)
@@ -546,9 +635,11 @@ def _girdle(body, pose, camera):
 def _airways(body, pose, camera):
     """Centimetres of air in windpipe and main bronchi."""
     x, fork = 0.4 * body.wobble[39], 8.2 * (0.5 + 0.5 * pose.breath)
-    tubes = [([(0, -14), (0.1, -6), (x, 0), (x + 0.1, 4), (x - 0.2, fork)], 0.85),
-             ([(x - 0.2, fork - 0.3), (-1.6, fork + 1.3), (-3.4, fork + 2.8)], 0.62),
-             ([(x - 0.2, fork - 0.3), (1.9, fork + 1.5), (4.4, fork + 2.6)], 0.52)]
+    tubes = [
+        ([(0, -14), (0.1, -6), (x, 0), (x + 0.1, 4), (x - 0.2, fork)], 0.85),
+        ([(x - 0.2, fork - 0.3), (-1.6, fork + 1.3), (-3.4, fork + 2.8)], 0.62),
+        ([(x - 0.2, fork - 0.3), (1.9, fork + 1.5), (4.4, fork + 2.6)], 0.52),
+    ]
     layer = _blank(camera)
     for points, half in tubes:
         _draw(layer, [_band(camera.flat(_curve(points, 24), z=1), half * camera.scale)])
@@ -585,8 +676,14 @@ def _tree(seed, index, half):
     rng = _rng(seed, index, 0, VESSELS)
     s = np.linspace(0, 1, 6)
     sides = np.repeat([-1.0, 1.0], 11)
-    start = np.stack([sides * (2.7 + 0.7 * rng.random(22)), 9.4 - 0.6 * sides + 2.4 * (rng.random(22) - 0.5),
-                      5 * rng.standard_normal(22)], axis=1)
+    start = np.stack(
+        [
+            sides * (2.7 + 0.7 * rng.random(22)),
+            9.4 - 0.6 * sides + 2.4 * (rng.random(22) - 0.5),
+            5 * rng.standard_normal(22),
+        ],
+        axis=1,
+    )
     fan = np.tile(np.linspace(-1.35, 1.40, 11), 2) + 0.13 * rng.standard_normal(22)
     long = (9.0 + 3.0 * np.sin(np.clip(fan, 0, 2)) + 1.2 * rng.standard_normal(22)) * half / 13.5
     width = 0.62 + 0.25 * rng.random(22) + 0.12 * (fan > 0.3)
@@ -615,12 +712,17 @@ def _tree(seed, index, half):
 def _vessels(patient, body, pose, camera):
     """Centimetres of blood in the large and in the small vessels of the lungs, two maps."""
     coarse, fine, tips = _blank(camera), _blank(camera), _blank(camera)
-    levels = [(camera.project(path * [1, pose.breath, 1]), thick * camera.scale)
-              for path, thick in _tree(patient.seed, patient.index, body.half)]
+    levels = [
+        (camera.project(path * [1, pose.breath, 1]), thick * camera.scale)
+        for path, thick in _tree(patient.seed, patient.index, body.half)
+    ]
     # The edge of a filled outline is half a pixel wide itself.
     for pixels, thick in levels[1::-1]:
-        _draw(coarse, _band(pixels, np.maximum(thick / 2 - 0.4, 0.1)),
-              np.minimum(60 + 190 * thick[:, 1] / camera.scale, 255).astype(int).tolist())
+        _draw(
+            coarse,
+            _band(pixels, np.maximum(thick / 2 - 0.4, 0.1)),
+            np.minimum(60 + 190 * thick[:, 1] / camera.scale, 255).astype(int).tolist(),
+        )
     for canvas, (pixels, thick) in zip((fine, tips), levels[2:]):
         _lines(canvas, pixels[:, (0, 1, 3, 5)], int(255 * min(thick.mean(), 1)), thick.mean())
     hila = [(-3.6, 10.2 * pose.breath), (3.6, 9.2 * pose.breath)]
@@ -655,7 +757,7 @@ def _covid(rng, severity, body, pose, camera, bronchi):
     length, n = body.length * pose.breath, 12
     side = np.where(np.arange(n) % 2, 1, -1) * rng.choice([-1, 1])
     v = 0.18 + 0.68 * rng.beta(2.6, 1.5, n)
-    u = np.interp(v, (0, .14, .3, .5, 1), (.5, .74, .86, .92, .95)) * (0.78 + 0.22 * rng.random(n))
+    u = np.interp(v, (0, 0.14, 0.3, 0.5, 1), (0.5, 0.74, 0.86, 0.92, 0.95)) * (0.78 + 0.22 * rng.random(n))
     size = np.stack([1.3 + 1.2 * rng.random(n), 1.8 + 2.0 * rng.random(n)], axis=1)
     count = 3 + round(9 * severity)  # more and larger patches as the disease goes on
     grow = 0.75 + 0.7 * severity
@@ -678,11 +780,14 @@ def _viral(rng, severity, body, pose, camera, bronchi):
         near += k * np.exp(-d2 * d2)
     near *= np.clip(1 + 0.25 * _field(rng, camera, 2.2), 0.2, 1.8)
     # A smooth field is near 0 along winding lines: together they make a net.
-    net = sum(k * np.exp(-(_field(rng, camera, cell) / width) ** 2)
-              for k, cell, width in ((1.0, 0.7, 0.5), (0.6, 1.2, 0.35)))
+    net = sum(
+        k * np.exp(-((_field(rng, camera, cell) / width) ** 2))
+        for k, cell, width in ((1.0, 0.7, 0.5), (0.6, 1.2, 0.35))
+    )
     cuff = np.minimum(_blur(bronchi, 0.22 * camera.scale) * 1.2, 0.6)
-    places = np.stack([rng.choice([-1, 1], 10) * (2.8 + 3.2 * rng.random(10)),
-                       length * (0.36 + 0.3 * rng.random(10))], axis=1)
+    places = np.stack(
+        [rng.choice([-1, 1], 10) * (2.8 + 3.2 * rng.random(10)), length * (0.36 + 0.3 * rng.random(10))], axis=1
+    )
     rings = camera.flat(_ovals(places, 0.30 + 0.2 * rng.random((10, 1)), 14))
     walls = _blank(camera)
     _lines(walls, rings, 255, 0.16 * camera.scale)
@@ -692,9 +797,14 @@ def _viral(rng, severity, body, pose, camera, bronchi):
 
 # Lobes: side (-1 is the patient's right, image-left), centre (u, v) in shares of half width and length,
 # radii, and the fissure that bounds it: angle of its normal (degrees, 90 = bounded below) and offset.
-LOBES = ((-1, .52, .22, .42, .20, 80, .17), (-1, .54, .62, .38, .15, -80, .14),
-         (-1, .62, .76, .42, .16, -60, .20), (1, .55, .25, .40, .22, 75, .20),
-         (1, .68, .54, .36, .19, -100, .20), (1, .74, .72, .40, .17, -110, .20))
+LOBES = (
+    (-1, 0.52, 0.22, 0.42, 0.20, 80, 0.17),
+    (-1, 0.54, 0.62, 0.38, 0.15, -80, 0.14),
+    (-1, 0.62, 0.76, 0.42, 0.16, -60, 0.20),
+    (1, 0.55, 0.25, 0.40, 0.22, 75, 0.20),
+    (1, 0.68, 0.54, 0.36, 0.19, -100, 0.20),
+    (1, 0.74, 0.72, 0.40, 0.17, -110, 0.20),
+)
 
 
 def _lobar(rng, severity, body, pose, camera, bronchi):
@@ -706,8 +816,7 @@ def _lobar(rng, severity, body, pose, camera, bronchi):
         side, u, v, ru, rv, normal, offset = LOBES[place]
         u, v = u + rng.uniform(-0.12, 0.15), v + rng.uniform(-0.08, 0.06)
         grow = 0.75 + 0.45 * severity + 0.2 * rng.random()
-        blob = _spots(camera, [(side * u * body.half, v * length)],
-                      [(ru * body.half * grow, rv * length * grow)], 1.9)
+        blob = _spots(camera, [(side * u * body.half, v * length)], [(ru * body.half * grow, rv * length * grow)], 1.9)
         rough = blob * (1 + 0.20 * _field(rng, camera, 2.2) + 0.04 * _field(rng, camera, 0.5))
         angle = math.radians(normal + 6 * rng.standard_normal())
         past = (side * x - u * body.half) * math.cos(angle) + (y - v * length) * math.sin(angle)
@@ -801,15 +910,19 @@ def _annotate(grey, pose, hospital, camera, rng):
         field = np.array([(a, b), (size - c, b), (size - c, size - d), (a, size - d)])
         grey *= _blur(_draw(_blank(camera), [field]) * np.float32(1 / 255), 0.004 * size)
     letter, font, height, thick, (x, y), framed = hospital.marker
-    stamps = [(_stamp(letter, font, height * size / 42, thick * size / 42, framed),
-               (x + 0.03 * (u[5] - 0.5), y + 0.12 * (u[6] - 0.5)))]
+    stamps = [
+        (
+            _stamp(letter, font, height * size / 42, thick * size / 42, framed),
+            (x + 0.03 * (u[5] - 0.5), y + 0.12 * (u[6] - 0.5)),
+        )
+    ]
     if pose.view != "PA" and hospital.bedside_text:
         text = _stamp(hospital.bedside_text, cv2.FONT_HERSHEY_SIMPLEX, 0.026 * size, size / 224, False)
         stamps.append((text, (0.03 + text.shape[1] / size / 2, 0.05)))
     for ink, (x, y) in stamps:
         top = int(np.clip(size * y - ink.shape[0] / 2, 0, size - ink.shape[0]))
         left = int(np.clip(size * x - ink.shape[1] / 2, 0, size - ink.shape[1]))
-        place = grey[top:top + ink.shape[0], left:left + ink.shape[1]]
+        place = grey[top : top + ink.shape[0], left : left + ink.shape[1]]
         np.maximum(place, ink, out=place)
     return grey
 
@@ -843,9 +956,11 @@ def marker_place(hospital, size):
     letter, font, height, thick, (x, y), framed = STYLES[hospital].marker
     tall, wide = _stamp(letter, font, height * size / 42, thick * size / 42, framed).shape
     place = np.zeros((size, size), bool)
-    rows, columns = ([int(np.clip(size * (middle + way * reach) - side / 2, 0, size - side)) for way in (-0.5, 0.5)]
-                     for middle, reach, side in ((y, 0.12, tall), (x, 0.03, wide)))
-    place[rows[0]:rows[1] + tall, columns[0]:columns[1] + wide] = True
+    rows, columns = (
+        [int(np.clip(size * (middle + way * reach) - side / 2, 0, size - side)) for way in (-0.5, 0.5)]
+        for middle, reach, side in ((y, 0.12, tall), (x, 0.03, wide))
+    )
+    place[rows[0] : rows[1] + tall, columns[0] : columns[1] + wide] = True
     return place
 
 
@@ -900,8 +1015,10 @@ def _two_largest(mask):
 
 def _check_shot(number, size, severity):
     if number < 0 or size < 64 or not (severity is None or 0 <= severity <= 1):
-        raise CourseError("Expected number >= 0, size >= 64 and severity between 0 and 1; got "
-                          f"number {number}, size {size}, severity {severity}.")
+        raise CourseError(
+            "Expected number >= 0, size >= 64 and severity between 0 and 1; got "
+            f"number {number}, size {size}, severity {severity}."
+        )
 
 
 def _severity(patient, number, severity):
@@ -954,11 +1071,16 @@ def write(folder, *, patients, seed, size=224, shortcut=0.0, hospitals=HOSPITALS
     if int(patients) != patients or patients < 1:
         raise CourseError(f"Expected patients to be a whole number, 1 or more; got {patients!r}.")
     _check_shot(0, size, None)
-    drawn = [make_patient(i, seed=seed, shortcut=shortcut, hospitals=hospitals, images=images)
-             for i in range(patients)]
-    recipe = {"version": VERSION, "seed": int(seed), "patients": int(patients), "size": int(size),
-              "shortcut": float(shortcut), "hospitals": list(hospitals),
-              "images": None if images is None else int(images)}
+    drawn = [make_patient(i, seed=seed, shortcut=shortcut, hospitals=hospitals, images=images) for i in range(patients)]
+    recipe = {
+        "version": VERSION,
+        "seed": int(seed),
+        "patients": int(patients),
+        "size": int(size),
+        "shortcut": float(shortcut),
+        "hospitals": list(hospitals),
+        "images": None if images is None else int(images),
+    }
     folder = Path(folder).absolute()
     if not _is_written(folder, recipe):
         _build(folder, drawn, recipe, workers)
@@ -975,8 +1097,10 @@ def _is_written(folder, recipe):
         found = "files that are not a set of phantoms"
     if found == recipe and (folder / "metadata.csv").is_file():
         return True
-    raise CourseError(f"Expected {folder} to be free, or to hold the phantoms of {recipe}; found {found}. "
-                      "Nothing was changed. Name another folder, or delete this one.")
+    raise CourseError(
+        f"Expected {folder} to be free, or to hold the phantoms of {recipe}; found {found}. "
+        "Nothing was changed. Name another folder, or delete this one."
+    )
 
 
 def _build(folder, patients, recipe, workers):
@@ -1026,13 +1150,20 @@ def _write_one(folder, size, job):
     patient, number = job
     shot = take_radiograph(patient, number, size=size)
     name = f"{patient.id}_{number}.png"
-    files = {"path": f"images/{name}", "lung_mask": f"masks/lung/{name}",
-             "lesion_mask": f"masks/lesion/{name}"}
+    files = {"path": f"images/{name}", "lung_mask": f"masks/lung/{name}", "lesion_mask": f"masks/lesion/{name}"}
     pixels = shot.image, shot.lung_mask.astype(np.uint8) * 255, shot.lesion_mask.astype(np.uint8) * 255
     for path, picture in zip(files.values(), pixels):
         png = cv2.imencode(".png", picture)[1]
         # OpenCV's own writer fails in silence, and on Windows stumbles over names that are not ASCII.
         (folder / path).write_bytes(png.tobytes())
-    return {"path": files["path"], "label": patient.label, "patient": patient.id,
-            "source": f"hospital {patient.hospital}", "view": shot.view, "sex": patient.sex,
-            "age": patient.age, "lung_mask": files["lung_mask"], "lesion_mask": files["lesion_mask"]}
+    return {
+        "path": files["path"],
+        "label": patient.label,
+        "patient": patient.id,
+        "source": f"hospital {patient.hospital}",
+        "view": shot.view,
+        "sex": patient.sex,
+        "age": patient.age,
+        "lung_mask": files["lung_mask"],
+        "lesion_mask": files["lesion_mask"],
+    }

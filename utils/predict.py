@@ -354,8 +354,10 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if not args.paths:
         parser.error("name files or folders, before --model or after --: all that follows --model is taken for bundles")
-    if args.out and os.path.splitext(args.out)[1].lower() not in ENDINGS and (
-        os.path.isfile(args.out) or not os.path.exists(args.out)
+    if (
+        args.out
+        and os.path.splitext(args.out)[1].lower() not in ENDINGS
+        and (os.path.isfile(args.out) or not os.path.exists(args.out))
     ):
         parser.error(f"--out takes a name in {' or '.join(ENDINGS)}, so that no X-ray is written over; got {args.out}")
     if args.gradcam and os.path.exists(args.gradcam) and not os.path.isdir(args.gradcam):

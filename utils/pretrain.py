@@ -283,7 +283,9 @@ def in_looks(pixels):
     """Return radiographs as taken, and below them other `Looks` of the same: (`LOOKS` x images, ...)."""
     look, shown = Looks(), [pixels]
     for number in range(1, LOOKS):
-        parts = [look(tf.constant(pixels[at : at + 256]), seed=(SEED + number, at)) for at in range(0, len(pixels), 256)]
+        parts = [
+            look(tf.constant(pixels[at : at + 256]), seed=(SEED + number, at)) for at in range(0, len(pixels), 256)
+        ]
         shown.append(np.concatenate(parts))
     return np.concatenate(shown)
 
@@ -299,7 +301,11 @@ def bundle():
     where, part = asked // 4 % 2, asked // 8 % 10
     visits = {name: asked[where == place] for place, name in enumerate("AB")} | {"C": asked[part > 7]}
     (a, covid_a), (b, covid_b), other = (taken_at(patients, name) for name, patients in visits.items())
-    pixels, covid, numbers = np.concatenate([a, b]), np.concatenate([covid_a, covid_b]), np.concatenate([visits["A"], visits["B"]])
+    pixels, covid, numbers = (
+        np.concatenate([a, b]),
+        np.concatenate([covid_a, covid_b]),
+        np.concatenate([visits["A"], visits["B"]]),
+    )
     part = numbers // 8 % 10
     fitted, tuned, tested = part < 6, (part == 6) | (part == 7), part > 7
     extractor = backbones.build("PhantomNet", (SIZE, SIZE, 1), weights="phantom")

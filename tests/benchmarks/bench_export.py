@@ -52,6 +52,7 @@ def networks():
 
 def ways(bundle, exported):
     """Return by name what to open, how, and the bytes it takes."""
+
     def keras_way(path):
         model = models.open_bundle(path)[0]
         return lambda pixels: model.predict(pixels, verbose=0)
@@ -87,6 +88,7 @@ def measure(opener, path, pixels):
 
 def differences(found):
     """Say how far calibrated probabilities of each way are from those of `utils.models.predict`, at most."""
+
     def calibrated(name):
         said = np.asarray(found[name][2])
         if name in (OURS, KERAS):
@@ -124,8 +126,10 @@ def main():
             bundle = Path(folder) / name
             models.save_bundle(bundle, model, options=images.Options(size=SIDE), card=card)
             found = ways(bundle, Path(folder) / f"{name} exported")
-            runs = [{way: measure(opener, path, pixels) for way, (opener, path, _) in found.items()}
-                    for _ in range(args.runs + 1)][1:]  # fmt: skip  (the first wakes every runtime)
+            runs = [
+                {way: measure(opener, path, pixels) for way, (opener, path, _) in found.items()}
+                for _ in range(args.runs + 1)
+            ][1:]  # fmt: skip  (the first wakes every runtime)
             tables.append((name, {way: size for way, (*_, size) in found.items()}, runs))
     print(f"Images of {SIDE} x {SIDE}; medians of {args.runs} runs, ratios within a run; {os.cpu_count()} cores, load "
           f"{os.getloadavg()[0]:.1f}; {time.perf_counter() - start:.0f} s in all\n")  # fmt: skip

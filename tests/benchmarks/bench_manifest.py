@@ -26,6 +26,7 @@ from utils import config, images, phantom, splits  # noqa: E402
 
 def make_set(folder, *, count, side, twins, patients=400):
     """Write `count` images, the last `twins` of them smaller copies of the first."""
+
     def portrait(index):
         return phantom.take_radiograph(phantom.make_patient(index, seed=3), 0, size=side).image
 

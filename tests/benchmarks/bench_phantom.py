@@ -38,6 +38,7 @@ def writing_speed(patients=60, runs=3):
 
 def sample(first, count, *, seed, severity=None, size=128):
     """First images of `count` patients: uint8 (count, size, size) and labels (count,)."""
+
     def one(index):
         patient = phantom.make_patient(index, seed=seed)
         shot = phantom.take_radiograph(patient, 0, severity=severity)
@@ -80,8 +81,7 @@ def network(train, test, *, epochs, seed):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("train", 1200), ("test", 400), ("epochs", 25), ("seed", 11)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--skip-cnn", action="store_true")

@@ -29,7 +29,11 @@ def document(number):
     """Draw a page: lines of words, a table or a plot, on paper or screen, straight or askew."""
     rng = random.Random(number)
     width, height = rng.choice([600, 800, 1000]), rng.choice([600, 850, 1100, 1400])
-    paper, ink = (rng.randint(0, 60), rng.randint(170, 255)) if rng.random() < 0.2 else (rng.randint(200, 255), rng.randint(0, 90))
+    paper, ink = (
+        (rng.randint(0, 60), rng.randint(170, 255))
+        if rng.random() < 0.2
+        else (rng.randint(200, 255), rng.randint(0, 90))
+    )
     page = np.full((height, width), paper, np.uint8)
     margin, step, scale = rng.randint(20, 140), rng.randint(20, 44), rng.uniform(0.4, 1.1)
     if rng.random() < 0.3:
@@ -80,8 +84,14 @@ def others(raw, photos):
     table = pd.read_csv(folder / "metadata.csv").drop_duplicates("filename")
     table = table[[(folder / "images" / name).is_file() for name in table["filename"]]]
     kinds = {"CT slices": table["modality"] == "CT", "laterals": (table["modality"] != "CT") & (table["view"] == "L")}
-    found = {kind: [images.read_grey(folder / "images" / name) for name in table["filename"][of]] for kind, of in kinds.items()}
-    found |= {"documents": [document(n) for n in range(DOCUMENTS)], "patterns, blank": [pattern(n) for n in range(PATTERNS)]}
+    found = {
+        kind: [images.read_grey(folder / "images" / name) for name in table["filename"][of]]
+        for kind, of in kinds.items()
+    }
+    found |= {
+        "documents": [document(n) for n in range(DOCUMENTS)],
+        "patterns, blank": [pattern(n) for n in range(PATTERNS)],
+    }
     return found | {"photographs": photographs(photos)}
 
 
@@ -94,7 +104,9 @@ def measure(run, name, odd):
     known = part != "test"
     watch = refusal.fit(model, pixels[known], table["patient"].to_numpy(str)[known], seed=run.seed)
     asked = {"frontal, test patients": pixels[~known]}
-    asked |= {kind: np.stack([images.preprocess(grey, options) for grey in greys]) for kind, greys in odd.items() if greys}
+    asked |= {
+        kind: np.stack([images.preprocess(grey, options) for grey in greys]) for kind, greys in odd.items() if greys
+    }
     asked["frontal, inverted"] = 255 - asked["frontal, test patients"]
     far = {kind: refusal.distances(watch, refusal.features_of(model, some)) for kind, some in asked.items()}
     return {kind: f"{(values > watch.limit).mean():.1%} of {len(values)}" for kind, values in far.items()}
@@ -104,14 +116,20 @@ def main():
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("raw", nargs="?", default=str(ROOT.parent / "shared" / "data"))
-    parser.add_argument("bundles", nargs="*", default=["cohen:transfer", "radiography:transfer", "darkcovidnet:transfer", "all:transfer"])
+    parser.add_argument(
+        "bundles",
+        nargs="*",
+        default=["cohen:transfer", "radiography:transfer", "darkcovidnet:transfer", "all:transfer"],
+    )
     parser.add_argument("--photos")
     args = parser.parse_args()
     runs = [(config.start(dataset, "fast", args.raw), name) for dataset, _, name in (one.partition(":") for one in args.bundles)
             if Path(args.raw).is_dir()]  # fmt: skip
     runs = [(run, name) for run, name in runs if run.bundle(name).is_dir()]
     if not runs:
-        print("Refusal: skipped, since no run on real X-rays lies in the work folder (see the head of bench_refusal.py).")
+        print(
+            "Refusal: skipped, since no run on real X-rays lies in the work folder (see the head of bench_refusal.py)."
+        )
         return
     odd = others(args.raw, args.photos)
     found = pd.DataFrame({f"{run.name}.{name}": measure(run, name, odd) for run, name in runs})

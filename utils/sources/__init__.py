@@ -28,7 +28,18 @@ from utils.sources import (
 )
 from utils.sources._selection import COLUMNS, FRONTAL, LABELS, Source
 
-__all__ = ["COLUMNS", "FRONTAL", "LABELS", "DOWNLOADS", "Loaded", "Source", "fetch", "load", "load_folder", "require_labels"]
+__all__ = [
+    "COLUMNS",
+    "FRONTAL",
+    "LABELS",
+    "DOWNLOADS",
+    "Loaded",
+    "Source",
+    "fetch",
+    "load",
+    "load_folder",
+    "require_labels",
+]
 
 # The sets of each DATASET. `cohen` is the combination of many papers of 2020, and of their mistakes: nearly all its
 # normal images show children (Kermany), every COVID-19 image an adult or an image from a publication (ieee8023).
@@ -144,8 +155,15 @@ def load_folder(path):
 
 def _loaded(selection):
     steps, skipped = selection.records()
-    return Loaded(selection.root, selection.manifest(), steps, skipped, selection.sources, selection.twins,
-                  selection.with_hashes(selection.external)[list(COLUMNS)])
+    return Loaded(
+        selection.root,
+        selection.manifest(),
+        steps,
+        skipped,
+        selection.sources,
+        selection.twins,
+        selection.with_hashes(selection.external)[list(COLUMNS)],
+    )
 
 
 def fetch(run, *, say=_log.info):
@@ -206,4 +224,3 @@ def require_labels(readable, manifest, skipped):
         raise CourseError(
             f"No image labelled {' or '.join(lost)} can be used ({some}). Take the files from their origin again."
         )
-

@@ -77,10 +77,12 @@ def require_whole(run, module, root):
         return
     missing = _missing(run, module, home)
     if missing:
-        raise CourseError(f"{home}: {len(missing)} of the {len(_wanted(run, module))} files that PROFILE={run.profile} "
-                          f"uses are not there, {missing[0].path} among them: the course has fetched this folder for "
-                          "another profile, or not to the end, or they were deleted. "
-                          f"`make fetch DATASET={_dataset(module)} PROFILE={run.profile}` brings them.")
+        raise CourseError(
+            f"{home}: {len(missing)} of the {len(_wanted(run, module))} files that PROFILE={run.profile} "
+            f"uses are not there, {missing[0].path} among them: the course has fetched this folder for "
+            "another profile, or not to the end, or they were deleted. "
+            f"`make fetch DATASET={_dataset(module)} PROFILE={run.profile}` brings them."
+        )
 
 
 def _note(module):
@@ -118,9 +120,11 @@ def _dataset(module):
 def _github(run, module, home):
     missing = _missing(run, module, home)
     about = "at least" if any(pin.size is None for pin in missing) else "about"
-    text = (f"{module.SOURCE.title}: downloading {len(missing)} files, {about} "
-            f"{download.total_size(missing) / 1e6:.0f} MB, from github.com/{_pins(module).repository} (no login) into "
-            f"{home}.")
+    text = (
+        f"{module.SOURCE.title}: downloading {len(missing)} files, {about} "
+        f"{download.total_size(missing) / 1e6:.0f} MB, from github.com/{_pins(module).repository} (no login) into "
+        f"{home}."
+    )
     return Plan(module, home, _wanted(run, module), text)
 
 
@@ -128,8 +132,13 @@ def _kaggle(run, module, home):
     source, archives = module.SOURCE, kaggle.archives(home)
     if archives:
         return Plan(module, home, [], f"{source.title}: unpacking {archives[0].name} in {home}.")
-    return Plan(module, home, [], f"{source.title}: downloading about {source.megabytes / 1000:.1f} GB, and as much again "
-                                  f"unpacked, from {source.address} (Kaggle may ask for a free account) into {home}.")
+    return Plan(
+        module,
+        home,
+        [],
+        f"{source.title}: downloading about {source.megabytes / 1000:.1f} GB, and as much again "
+        f"unpacked, from {source.address} (Kaggle may ask for a free account) into {home}.",
+    )
 
 
 def carry_out(planned):

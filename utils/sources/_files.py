@@ -135,21 +135,27 @@ def places(run):
 
 def _missing(run, source, places):
     looked = " and ".join(str(place) for place in places)
-    return (f"DATASET={run.dataset}: not on this computer: {source.title}. Looked in {looked}. "
-            f"{source.how_to_get} Then run again with RAW=<the folder that you unpacked it into>.")
+    return (
+        f"DATASET={run.dataset}: not on this computer: {source.title}. Looked in {looked}. "
+        f"{source.how_to_get} Then run again with RAW=<the folder that you unpacked it into>."
+    )
 
 
 def _elsewhere(run, source, there, wanted):
     found = "; ".join(f"{place} holds {contents(place)}" for place in there)
-    return (f"DATASET={run.dataset}: not found: {source.title}. Looked for {wanted}, at any depth; "
-            f"but {found}. Point RAW at a folder that holds the download as {source.address} publishes it: "
-            f"names of folders unchanged, archives unpacked. {source.how_to_get}")
+    return (
+        f"DATASET={run.dataset}: not found: {source.title}. Looked for {wanted}, at any depth; "
+        f"but {found}. Point RAW at a folder that holds the download as {source.address} publishes it: "
+        f"names of folders unchanged, archives unpacked. {source.how_to_get}"
+    )
 
 
 def _twice(run, source, found):
     copies = ", ".join(str(path) for path in found)
-    return (f"DATASET={run.dataset}: found {len(found)} times, expected once: {source.title}, in {copies}. "
-            f"{'Move' if run.dataset == 'all' else 'Point RAW at one of these folders, or move'} the others away.")
+    return (
+        f"DATASET={run.dataset}: found {len(found)} times, expected once: {source.title}, in {copies}. "
+        f"{'Move' if run.dataset == 'all' else 'Point RAW at one of these folders, or move'} the others away."
+    )
 
 
 def contents(folder, most=8):

@@ -15,8 +15,16 @@ from utils.errors import CourseError
 from utils.sources import _files
 from utils.sources._selection import FRONTAL, Selection
 
-_VIEWS = {"pa": "PA", "ap": "AP", "ap supine": "AP Supine", "aps": "AP Supine", "ap erect": "AP", "l": "L",
-          "lateral": "L", "?": None}
+_VIEWS = {
+    "pa": "PA",
+    "ap": "AP",
+    "ap supine": "AP Supine",
+    "aps": "AP Supine",
+    "ap erect": "AP",
+    "l": "L",
+    "lateral": "L",
+    "?": None,
+}
 
 
 def is_root(folder, *, has, lacks=()):
@@ -58,12 +66,15 @@ def read(root, source, needed):
     try:
         raw = pd.read_csv(io.StringIO(_text(root), newline=""), dtype="str", index_col=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise CourseError(f"{path} is damaged: expected a table parted by commas, got: {str(error).strip()}. "
-                          f"{again}") from error
+        raise CourseError(
+            f"{path} is damaged: expected a table parted by commas, got: {str(error).strip()}. {again}"
+        ) from error
     missing = sorted(set(needed) - set(raw.columns))
     if missing:
-        raise CourseError(f"{path} lacks {', '.join(missing)}: expected the columns {', '.join(sorted(needed))}; "
-                          f"it has {', '.join(raw.columns)}. {again}")
+        raise CourseError(
+            f"{path} lacks {', '.join(missing)}: expected the columns {', '.join(sorted(needed))}; "
+            f"it has {', '.join(raw.columns)}. {again}"
+        )
     raw = raw.apply(lambda column: column.str.strip()).replace("", None)
     return raw.reindex(columns=[*raw.columns, *({"sex", "age"} - set(raw.columns))])
 
@@ -83,16 +94,18 @@ def table(raw, source, *, paths, patients, label_of):
         Finding -> label, or None where none fits.
     """
     paths = paths.fillna("metadata.csv, row " + (raw.index + 1).astype("str").to_series(index=raw.index))
-    return pd.DataFrame({
-        "path": paths,
-        "patient": patients.map(_joined(patients, paths, source.name)),
-        "finding": raw.finding,
-        "modality": raw.modality,
-        "view": raw["view"].map(lambda view: _VIEWS.get(view.casefold(), view), na_action="ignore"),
-        "sex": raw.sex.where(raw.sex.isin(["M", "F"])),
-        "age": pd.to_numeric(raw.age, errors="coerce"),
-        "label": raw.finding.map(label_of, na_action="ignore"),
-    })
+    return pd.DataFrame(
+        {
+            "path": paths,
+            "patient": patients.map(_joined(patients, paths, source.name)),
+            "finding": raw.finding,
+            "modality": raw.modality,
+            "view": raw["view"].map(lambda view: _VIEWS.get(view.casefold(), view), na_action="ignore"),
+            "sex": raw.sex.where(raw.sex.isin(["M", "F"])),
+            "age": pd.to_numeric(raw.age, errors="coerce"),
+            "label": raw.finding.map(label_of, na_action="ignore"),
+        }
+    )
 
 
 def _joined(patients, paths, name):
@@ -128,10 +141,14 @@ def select(root, rows, source, *, views=FRONTAL, laterals=True, masks=None):
     masks, paths = masks or {}, _files.below(Path(root, "images"), root=root)
     without_row = pd.DataFrame({"path": sorted(set(paths) - set(rows.path))})
     rows = pd.concat([rows.assign(in_table=True), without_row.assign(in_table=False)], ignore_index=True)
-    rows = rows.assign(source=source.name, in_folder=rows.path.isin(paths),
-                       lung_mask=[masks.get(PurePosixPath(path).stem) for path in rows.path])
-    selection = Selection(root, rows, sources=(source,),
-                          why="rows of metadata.csv, and files in images/ that have no row")
+    rows = rows.assign(
+        source=source.name,
+        in_folder=rows.path.isin(paths),
+        lung_mask=[masks.get(PurePosixPath(path).stem) for path in rows.path],
+    )
+    selection = Selection(
+        root, rows, sources=(source,), why="rows of metadata.csv, and files in images/ that have no row"
+    )
     _filter(selection, views, laterals)
     return selection
 
@@ -142,23 +159,40 @@ def _filter(selection, views, laterals):
         gone = pd.Series(reasons, index=selection.rows.index, dtype="str").where(bad(selection.rows))
         selection.drop(step, why, gone)
 
-    drop("files without a row", "nothing is known about them", lambda rows: ~rows.in_table,
-         "no row in metadata.csv")
-    drop("no X-ray", "CT is another kind of picture", lambda rows: rows.modality.str.casefold() != "x-ray",
-         lambda rows: "modality " + rows.modality.fillna("unknown"))
-    drop("rows without a file", "nothing to look at", lambda rows: ~rows.in_folder,
-         "in metadata.csv, but no such file")
+    drop("files without a row", "nothing is known about them", lambda rows: ~rows.in_table, "no row in metadata.csv")
+    drop(
+        "no X-ray",
+        "CT is another kind of picture",
+        lambda rows: rows.modality.str.casefold() != "x-ray",
+        lambda rows: "modality " + rows.modality.fillna("unknown"),
+    )
+    drop("rows without a file", "nothing to look at", lambda rows: ~rows.in_folder, "in metadata.csv, but no such file")
     selection.drop_what_is_no_image()
     if laterals:
         drop("view unknown", "it may be a lateral view", lambda rows: rows.view.isna(), "view unknown")
     selection.drop_views(views)
     blank = ("todo", "unknown")
-    drop("finding not filled in", "an image without a diagnosis teaches nothing",
-         lambda rows: rows.finding.isna() | rows.finding.str.casefold().isin(blank),
-         lambda rows: "finding " + rows.finding.fillna("blank"))
-    drop("no label fits", "findings that are no pneumonia, or that the course does not know",
-         lambda rows: rows.label.isna(), lambda rows: "finding " + rows.finding)
-    drop("rows that contradict each other", "the same file under two labels",
-         lambda rows: rows.groupby("path").label.transform("nunique") > 1, "two labels for one file")
-    drop("second rows of a file", "each image counts once; its patients are joined",
-         lambda rows: rows.path.duplicated(), "second row of the same file")
+    drop(
+        "finding not filled in",
+        "an image without a diagnosis teaches nothing",
+        lambda rows: rows.finding.isna() | rows.finding.str.casefold().isin(blank),
+        lambda rows: "finding " + rows.finding.fillna("blank"),
+    )
+    drop(
+        "no label fits",
+        "findings that are no pneumonia, or that the course does not know",
+        lambda rows: rows.label.isna(),
+        lambda rows: "finding " + rows.finding,
+    )
+    drop(
+        "rows that contradict each other",
+        "the same file under two labels",
+        lambda rows: rows.groupby("path").label.transform("nunique") > 1,
+        "two labels for one file",
+    )
+    drop(
+        "second rows of a file",
+        "each image counts once; its patients are joined",
+        lambda rows: rows.path.duplicated(),
+        "second row of the same file",
+    )

@@ -14,8 +14,7 @@ from utils.errors import CourseError
 from utils.sources import _files
 
 COLUMNS = ("path", "label", "patient", "source", "view", "sex", "age", "lung_mask", "lesion_mask", "sha256")
-LABELS = ("Normal", "COVID-19", "Viral Pneumonia", "Bacterial Pneumonia", "Pneumonia", "Lung Opacity",
-          "Abnormal")
+LABELS = ("Normal", "COVID-19", "Viral Pneumonia", "Bacterial Pneumonia", "Pneumonia", "Lung Opacity", "Abnormal")
 FRONTAL = ("PA", "AP", "AP Supine")
 TWINS = ("path_first", "path_second", "set_first", "set_second", "label_first", "label_second", "correlation", "by")
 _TEXT = [name for name in COLUMNS if name not in ("age", "sha256")]
@@ -87,14 +86,20 @@ class Selection:
         known = dict(reasons)
         paths = [path for path in self.rows.path if path not in known]
         known.update(zip(paths, _in_threads(lambda path: _files.not_an_image(self.root / path), paths)))
-        self.drop("files that hold no image", "empty files, texts, tables, hidden files: nothing to look at",
-                  self.rows.path.map(known))
+        self.drop(
+            "files that hold no image",
+            "empty files, texts, tables, hidden files: nothing to look at",
+            self.rows.path.map(known),
+        )
 
     def drop_views(self, views):
         """Leave out images whose view is known and is none of `views`."""
         other = self.rows.view.notna() & ~self.rows.view.isin(views)
-        self.drop("other views", f"only {', '.join(views)}: another view is another picture of the chest",
-                  ("view " + self.rows.view).where(other))
+        self.drop(
+            "other views",
+            f"only {', '.join(views)}: another view is another picture of the chest",
+            ("view " + self.rows.view).where(other),
+        )
 
     def require(self, folders):
         """Raise a CourseError where a class folder, relative to the root, has no image left."""
@@ -103,16 +108,20 @@ class Selection:
             if not self.rows.path.str.startswith(f"{folder}/").any():
                 lost = skipped[skipped.path.str.startswith(f"{folder}/")]
                 held = ", ".join(f"{Path(row.path).name}: {row.reason}" for row in lost.head(3).itertuples())
-                raise CourseError(f"The class folder {self.root / folder} holds no image; expected at least "
-                                  f"one. It has {len(lost)} other files{f' ({held})' if held else ''}. "
-                                  "Unpack the data set again, or move the folder away if it is no class.")
+                raise CourseError(
+                    f"The class folder {self.root / folder} holds no image; expected at least "
+                    f"one. It has {len(lost)} other files{f' ({held})' if held else ''}. "
+                    "Unpack the data set again, or move the folder away if it is no class."
+                )
 
     def require_any(self):
         """Raise a CourseError where no image is left."""
         if self.rows.empty:
             lost = "; ".join(f"{step}: {dropped}" for step, _, dropped, _ in self.steps if dropped)
-            raise CourseError(f"No image of {self.root} is left; left out: {lost or 'none, it has no file'}. "
-                              "Unpack the data set again, whole, or move it away.")
+            raise CourseError(
+                f"No image of {self.root} is left; left out: {lost or 'none, it has no file'}. "
+                "Unpack the data set again, whole, or move it away."
+            )
 
     def draw(self, cap):
         """Keep whole patients until every label has about `cap` images, or all that it has.
@@ -128,9 +137,11 @@ class Selection:
             if any(taken[label] < cap for label in labels[unit]):
                 taken.update(labels[unit])
                 kept.add(unit)
-        self.drop("whole patients drawn for the fast profile",
-                  f"about {cap} images a label: enough to learn with in minutes; PROFILE=full uses all",
-                  [None if unit in kept else "not drawn for the fast profile" for unit in self.rows.unit])
+        self.drop(
+            "whole patients drawn for the fast profile",
+            f"about {cap} images a label: enough to learn with in minutes; PROFILE=full uses all",
+            [None if unit in kept else "not drawn for the fast profile" for unit in self.rows.unit],
+        )
 
     def manifest(self):
         """Return the rows left as a manifest: COLUMNS, sorted by path, text as `str`, age as float."""
@@ -161,8 +172,11 @@ def class_rows(root, folders, describe):
         Path relative to `root` (str) -> dict with what its name tells: patient, source, view, a finer label,
         ...
     """
-    return [{"path": path, "label": label, **describe(path)}
-            for folder, label in folders.items() for path in _files.below(Path(root, folder), root=root)]
+    return [
+        {"path": path, "label": label, **describe(path)}
+        for folder, label in folders.items()
+        for path in _files.below(Path(root, folder), root=root)
+    ]
 
 
 def join(parts):

@@ -22,7 +22,7 @@ SOURCE = Source(
         "It is part of COVIDx: no external set for a model that was trained on that.",
     ),
     how_to_get="Download https://github.com/agchung/Actualmed-COVID-chestxray-dataset (Code, Download ZIP) and unpack "
-               "it.",
+    "it.",
     pins=True,
 )
 _NEEDED = {"patientid", "finding", "view", "modality", "imagename"}

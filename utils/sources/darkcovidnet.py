@@ -25,10 +25,9 @@ SOURCE = Source(
     name="darkcovidnet",
     title="The DarkCovidNet images",
     address="https://github.com/muhammedtalo/COVID-19",
-    licence="none stated: for teaching and research, cite the papers; the NIH asks for credit to its "
-            "Clinical Center",
+    licence="none stated: for teaching and research, cite the papers; the NIH asks for credit to its Clinical Center",
     citation="T. Ozturk et al., Comput Biol Med 121 (2020) 103792; COVID-19: J. P. Cohen et al., "
-             "arXiv:2006.11988 (2020); others: X. Wang et al., ChestX-ray8, CVPR 2017",
+    "arXiv:2006.11988 (2020); others: X. Wang et al., ChestX-ray8, CVPR 2017",
     problems=(
         "All COVID-19 images come from one collection and all others from one hospital: a network can learn "
         "the hospital instead of the disease (DeGrave et al., Nat Mach Intell 3 (2021) 610).",
@@ -37,8 +36,7 @@ SOURCE = Source(
         "21 of the NIH's patients are in both classes, and a patient has up to 12 images.",
         "Who the patients of five COVID-19 images are is not known.",
     ),
-    how_to_get="Download https://github.com/muhammedtalo/COVID-19 (Code, Download ZIP; about 413 MB) and "
-               "unpack it.",
+    how_to_get="Download https://github.com/muhammedtalo/COVID-19 (Code, Download ZIP; about 413 MB) and unpack it.",
     fast_images_per_label=80,
     pins=True,
     top="X-Ray Image DataSet",

@@ -39,8 +39,10 @@ def find(run):
     if not any(module in TRAINING for module in roots):
         looked = " and ".join(str(place) for place in _files.places(run))
         names = ", ".join(module.SOURCE.name for module in TRAINING)
-        raise CourseError(f"DATASET=all: none of the known sets ({names}) lies in {looked}, at any depth. Name the "
-                          "folder that holds them with RAW, or run the course with one of them first: it downloads.")
+        raise CourseError(
+            f"DATASET=all: none of the known sets ({names}) lies in {looked}, at any depth. Name the "
+            "folder that holds them with RAW, or run the course with one of them first: it downloads."
+        )
     for module, root in roots.items():
         _fetch.require_whole(run, module, root)
     return roots
@@ -49,8 +51,10 @@ def find(run):
 def read(run, *, say):
     """Return the Selection of all sets, with `twins` and `external`, see `utils.sources.Loaded`."""
     whole = _selection.join([module.select(root) for module, root in find(run).items()])
-    say(f"{len(whole.sources)} sets found. Comparing all their {len(whole.found)} images; the first time every file must "
-        "be decoded, which takes a minute for ten to thirty thousand.")
+    say(
+        f"{len(whole.sources)} sets found. Comparing all their {len(whole.found)} images; the first time every file must "
+        "be decoded, which takes a minute for ten to thirty thousand."
+    )
     whole.twins = _twins(whole, run.pixels)
     _drop_twins(whole)
     outside = whole.rows["set"].isin([module.SOURCE.name for module in EXTERNAL])
@@ -67,8 +71,11 @@ def _twins(whole, folder):
     found = found[[_files.not_an_image(whole.root / path) is None for path in found.path]]
     found = whole.with_hashes(found.reset_index(drop=True))
     cache = images.cached(whole.root, found, None, folder)
-    whole.drop("files that cannot be read", "cut off or damaged: nothing to look at",
-               whole.rows.path.map(dict(zip(cache.skipped.path, cache.skipped.reason))))
+    whole.drop(
+        "files that cannot be read",
+        "cut off or damaged: nothing to look at",
+        whole.rows.path.map(dict(zip(cache.skipped.path, cache.skipped.reason))),
+    )
     found = found[cache.readable].reset_index(drop=True)
     pixels = splits.find_twins(cache.thumbnails)
     names = _namesakes(found)
@@ -77,8 +84,11 @@ def _twins(whole, folder):
     rank = found["set"].map(_ORDER.index).to_numpy()
     swap = rank[pairs["first"]] > rank[pairs["second"]]
     pairs.loc[swap, ["first", "second"]] = pairs.loc[swap, ["second", "first"]].to_numpy()
-    columns = {f"{column}_{side}": found[column].to_numpy()[pairs[side]]
-               for column in ("path", "set", "label") for side in ("first", "second")}
+    columns = {
+        f"{column}_{side}": found[column].to_numpy()[pairs[side]]
+        for column in ("path", "set", "label")
+        for side in ("first", "second")
+    }
     return pd.DataFrame({**columns, "correlation": pairs["correlation"].to_numpy(), "by": pairs["by"].to_numpy()})
 
 
@@ -100,5 +110,8 @@ def _drop_twins(whole):
         for pair in across[across["set_second"] == name].itertuples():
             if pair.path_first in stands:
                 reasons.setdefault(pair.path_second, f"the same picture as {pair.path_first} ({pair.by})")
-    whole.drop("twins across sets", "one picture counts once: the copy in the set nearer to the origin stays",
-               whole.rows.path.map(reasons))
+    whole.drop(
+        "twins across sets",
+        "one picture counts once: the copy in the set nearer to the origin stays",
+        whole.rows.path.map(reasons),
+    )

@@ -27,7 +27,7 @@ SOURCE = Source(
         "It is part of COVIDx: no external set for a model that was trained on that.",
     ),
     how_to_get="Download https://github.com/agchung/Figure1-COVID-chestxray-dataset (Code, Download ZIP) and unpack "
-               "it.",
+    "it.",
     pins=True,
 )
 _NEEDED = {"patientid", "finding", "view", "modality"}
@@ -41,8 +41,10 @@ def is_root(folder):
 
 def find(run, *, required=True):
     """Return the folder that holds `images/` and metadata.csv, see `_files.locate`."""
-    wanted = ("a folder with images/ and a metadata.csv that has the columns finding, patientid and temperature, and "
-              "none of file names")
+    wanted = (
+        "a folder with images/ and a metadata.csv that has the columns finding, patientid and temperature, and "
+        "none of file names"
+    )
     return _files.locate(run, SOURCE, is_root, wanted, required=required)
 
 

@@ -49,18 +49,24 @@ def find(run):
     splits = [path for path in top if path.name.casefold() in SPLITS]
     if splits and len(splits) < len(top):
         others = ", ".join(f"{path.name}/" for path in top if path not in splits)
-        raise CourseError(f"{root}: found {others} beside {splits[0].name}/. Expected one sub-folder a "
-                          "class, or only train/, val/ and test/ with one sub-folder a class in each. "
-                          "Move the rest away.")
+        raise CourseError(
+            f"{root}: found {others} beside {splits[0].name}/. Expected one sub-folder a "
+            "class, or only train/, val/ and test/ with one sub-folder a class in each. "
+            "Move the rest away."
+        )
     folders = [path for split in splits for path in _class_folders(split)] if splits else top
     classes = {path.relative_to(root).as_posix(): label_of(path.name) for path in folders}
     if "Normal" not in classes.values():
-        raise CourseError(f"{root} has no negative class: expected a sub-folder called normal, healthy, no "
-                          f"finding or no findings; it holds {_files.contents(root)}. Rename the sub-folder "
-                          "with the images without a finding, or name the folder directly above the classes.")
+        raise CourseError(
+            f"{root} has no negative class: expected a sub-folder called normal, healthy, no "
+            f"finding or no findings; it holds {_files.contents(root)}. Rename the sub-folder "
+            "with the images without a finding, or name the folder directly above the classes."
+        )
     if len(set(classes.values())) < 2:
-        raise CourseError(f"{root} has one class only ({', '.join(classes)}); expected at least two "
-                          "sub-folders: one of normal images, and one a finding.")
+        raise CourseError(
+            f"{root} has one class only ({', '.join(classes)}); expected at least two "
+            "sub-folders: one of normal images, and one a finding."
+        )
     return classes
 
 
@@ -86,8 +92,9 @@ def read(run):
         elif label is None:
             no_image[path] = "lies beside the class folders"
     joined = ", ".join(sorted({name.split("/")[0] for name in classes})) if depth == 2 else ""
-    selection = Selection(root, rows, sources=(source(root),),
-                          why=f"every file; {joined} joined" if joined else "every file")
+    selection = Selection(
+        root, rows, sources=(source(root),), why=f"every file; {joined} joined" if joined else "every file"
+    )
     selection.drop_what_is_no_image(no_image)
     selection.require(classes)
     return selection

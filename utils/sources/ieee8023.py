@@ -24,8 +24,7 @@ SOURCE = Source(
         "CT slices, lateral views and unlabelled images are mixed in; the table tells most of them.",
         "A patient has up to 8 images, and some have more than one finding as the illness goes on.",
     ),
-    how_to_get="Download https://github.com/ieee8023/covid-chestxray-dataset (Code, Download ZIP) and unpack "
-               "it.",
+    how_to_get="Download https://github.com/ieee8023/covid-chestxray-dataset (Code, Download ZIP) and unpack it.",
     pins=True,
 )
 MASKS = "annotations/lungVAE-masks"
@@ -40,8 +39,18 @@ FINDINGS = {
     "COVID-19": ("COVID-19",),
     "Viral Pneumonia": ("Viral", "SARS", "MERS", "MERS-CoV", "Influenza", "H1N1", "Varicella", "Herpes"),
     "Bacterial Pneumonia": (
-        "Bacterial", "Streptococcus", "Klebsiella", "Legionella", "E.Coli", "Mycoplasma",
-        "Mycoplasma Bacterial Pneumonia", "Chlamydophila", "Staphylococcus", "MRSA", "Nocardia"),
+        "Bacterial",
+        "Streptococcus",
+        "Klebsiella",
+        "Legionella",
+        "E.Coli",
+        "Mycoplasma",
+        "Mycoplasma Bacterial Pneumonia",
+        "Chlamydophila",
+        "Staphylococcus",
+        "MRSA",
+        "Nocardia",
+    ),
     "Pneumonia": ("Pneumonia", "Fungal", "Pneumocystis", "Aspergillosis", "Lipoid", "Aspiration"),
     None: ("ARDS", "Tuberculosis"),
 }
@@ -99,6 +108,9 @@ def select(root, *, views=FRONTAL):
     views : tuple of str
         Views to keep; `("PA",)` for upright images only.
     """
-    masks = {re.sub(r"_mask(\.png)+$", "", PurePosixPath(path).name): path
-             for path in _files.below(Path(root, MASKS), root=root) if "_mask.png" in path}
+    masks = {
+        re.sub(r"_mask(\.png)+$", "", PurePosixPath(path).name): path
+        for path in _files.below(Path(root, MASKS), root=root)
+        if "_mask.png" in path
+    }
     return _metadata.select(root, read_table(root), SOURCE, views=views, masks=masks)

@@ -28,7 +28,7 @@ SOURCE = Source(
         "The set's own val folder holds 16 images: too few to choose anything by.",
     ),
     how_to_get="Download it from https://www.kaggle.com/datasets/paultimothymooney/chest-xray-pneumonia "
-               "(free account; about 2.5 GB, as the set is in it twice) and unpack it.",
+    "(free account; about 2.5 GB, as the set is in it twice) and unpack it.",
     kaggle="paultimothymooney/chest-xray-pneumonia/versions/2",
     megabytes=2460,
 )
@@ -49,14 +49,23 @@ def find(run, *, required=True):
 
 def select(root):
     """Return the Selection of the set."""
-    folders = {f"{part}/{name}": None for part in ("train", "val", "test") for name in _CLASSES
-               if Path(root, part, name).is_dir()}
+    folders = {
+        f"{part}/{name}": None
+        for part in ("train", "val", "test")
+        for name in _CLASSES
+        if Path(root, part, name).is_dir()
+    }
     selection = Selection(root, class_rows(root, folders, _describe), sources=(SOURCE,))
     selection.drop_what_is_no_image()
     selection.require(folders)
-    selection.drop("file names that do not tell the kind", "bacterial or viral stands in the file name alone",
-                   ["file name unlike personN_bacteria_M or personN_virus_M" if missing else None
-                    for missing in selection.rows.label.isna()])
+    selection.drop(
+        "file names that do not tell the kind",
+        "bacterial or viral stands in the file name alone",
+        [
+            "file name unlike personN_bacteria_M or personN_virus_M" if missing else None
+            for missing in selection.rows.label.isna()
+        ],
+    )
     return selection
 
 

@@ -19,22 +19,27 @@ SOURCE = Source(
     address="https://www.kaggle.com/datasets/tawsifurrahman/covid19-radiography-database",
     licence="none stated in its README: for teaching and research, cite both papers",
     citation="M. E. H. Chowdhury et al., IEEE Access 8 (2020) 132665; T. Rahman et al., Comput Biol Med 132 "
-             "(2021) 104319",
+    "(2021) 104319",
     problems=(
         "No patient is known: which images belong together has to be guessed from how alike they are.",
-        "Put together from other sets, differently for each class: a network can learn the set instead of "
-        "the disease.",
+        "Put together from other sets, differently for each class: a network can learn the set instead of the disease.",
         "Viral Pneumonia, and part of Normal, are children (from Kermany et al.).",
         "It repeats images of ieee8023's collection and of Kermany's set: no independent test for a model "
         "that saw those.",
     ),
     how_to_get="Download it from https://www.kaggle.com/datasets/tawsifurrahman/covid19-radiography-database "
-               "(free account) and unpack it.",
+    "(free account) and unpack it.",
     kaggle="tawsifurrahman/covid19-radiography-database/versions/5",
     megabytes=820,
 )
-FOLDERS = {"COVID": "COVID-19", "COVID-19": "COVID-19", "Normal": "Normal", "NORMAL": "Normal",
-           "Viral Pneumonia": "Viral Pneumonia", "Lung_Opacity": "Lung Opacity"}
+FOLDERS = {
+    "COVID": "COVID-19",
+    "COVID-19": "COVID-19",
+    "Normal": "Normal",
+    "NORMAL": "Normal",
+    "Viral Pneumonia": "Viral Pneumonia",
+    "Lung_Opacity": "Lung Opacity",
+}
 
 
 def _classes(folder):
@@ -56,8 +61,11 @@ def find(run, *, required=True):
 def select(root):
     """Return the Selection of the set."""
     folders = _classes(root)
-    rows = [row for row in class_rows(root, folders, lambda path: _describe(path, root))
-            if PurePosixPath(row["path"]).parts[1] != "masks"]
+    rows = [
+        row
+        for row in class_rows(root, folders, lambda path: _describe(path, root))
+        if PurePosixPath(row["path"]).parts[1] != "masks"
+    ]
     selection = Selection(root, rows, sources=(SOURCE,), why="every file in the class folders but the masks")
     selection.drop_what_is_no_image()
     selection.require(folders)

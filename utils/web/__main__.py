@@ -25,8 +25,12 @@ def _parser():
     parser.add_argument("--model", nargs="+", default=[], metavar="BUNDLE", action="extend",
                         help="folders of model bundles; the probabilities of several are averaged (default: the one "
                              "that is part of the course, trained on simulated X-rays)")  # fmt: skip
-    parser.add_argument("--threshold", type=float, metavar="P",
-                        help="of two classes, call the second from this probability on (default: the model's own)")
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        metavar="P",
+        help="of two classes, call the second from this probability on (default: the model's own)",
+    )
     parser.add_argument("--host", metavar="H", default=os.environ.get("HOST") or HOST,
                         help=f"address to listen at (default: $HOST, or {HOST}: this computer alone)")  # fmt: skip
     parser.add_argument("--port", metavar="N", default=os.environ.get("PORT") or PORT,
