@@ -24,7 +24,7 @@ export DATASET PROFILE RAW SEED HOST PORT
 VENV_PYTHON := .venv/bin/python
 RUN_OPTIONS := --dataset="$$DATASET" --profile="$$PROFILE" --raw="$$RAW" --seed="$$SEED"
 
-.PHONY: help course fetch test lab app notebooks bench environment values python
+.PHONY: help course fetch test lab app student notebooks bench environment values python
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -47,6 +47,9 @@ lab: environment ## open the notebooks in JupyterLab
 
 app: environment ## show in the browser what the model says of X-rays
 	@$(VENV_PYTHON) -m utils.web
+
+student: environment ## exercises without and with their solutions, in build/student and build/instructor
+	@$(VENV_PYTHON) -m utils.editions
 
 notebooks: environment ## execute the notebooks in place and store their outputs
 	@$(VENV_PYTHON) -m utils.course notebooks

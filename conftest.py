@@ -3,9 +3,14 @@
 import os
 import shutil
 import tempfile
+from collections import defaultdict
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbval.plugin import IPyNbCell
+
+from utils import editions
 
 SHARED = (Path(__file__).resolve().parents[1] / "shared" / "data").resolve()
 
@@ -31,6 +36,39 @@ def pytest_collectstart(collector):
     # Libraries write dates and addresses to standard error; test_notebooks.py sees to it that none is stored.
     if getattr(collector, "path", None) and collector.path.suffix == ".ipynb" and hasattr(collector, "skip_compare"):
         collector.skip_compare += ("stderr",)
+        collector.collect = lambda cells=collector.collect: _with_answers(collector, cells)
+
+
+TRIED = """
+exec({answer!r}, globals())
+try:
+    exec({check!r}, globals())
+except AssertionError as told:
+    assert {wrong}, f"The check refuses a right answer: {{told}}"
+    assert len(str(told)) > 20, "The check says nothing of what is wrong."
+else:
+    assert not {wrong}, "The check lets a wrong answer pass."
+"""
+
+
+def _with_answers(collector, collect):
+    """Collect a notebook's cells and then, in the same kernel, the answers on which its checks are tried."""
+    yield from collect()
+    checks = {exercise.number: exercise.check["source"] for exercise in editions.exercises(collector.nb)}
+    for answer in editions.answers(collector.path.stem):
+        source = TRIED.format(answer=answer.code, check=checks[answer.number], wrong=not answer.right)
+        name = f"Exercise {answer.number}, {'right' if answer.right else 'wrong'}: {answer.name}"
+        cell = nbformat.v4.new_code_cell(source)
+        yield TriedAnswer.from_parent(
+            collector, name=name, cell_num=answer.number, cell=cell, options=defaultdict(bool)
+        )
+
+
+class TriedAnswer(IPyNbCell):
+    """An answer to an exercise, tried after the notebook's own cells."""
+
+    def reportinfo(self):
+        return self.path, 0, f"{self.path.stem}::{self.name}"
 
 
 @pytest.fixture(scope="session")
