@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -62,6 +63,18 @@ def test_without_results_it_says_which_notebooks_must_run(tmp_path, monkeypatch)
     monkeypatch.setenv("CXR_WORK_DIR", str(tmp_path))
     with pytest.raises(CourseError, match="utils.course run 01 02 03 04 06 07"):
         figures.build(config.start(), tmp_path / "gallery")
+    assert not (tmp_path / "gallery").exists()
+
+
+def test_the_command_runs_what_is_missing_and_stops_where_that_fails(tmp_path):
+    environment = {
+        **os.environ,
+        "CXR_WORK_DIR": str(tmp_path / "work"),
+        "CXR_COURSE_DIR": str(tmp_path),
+    }  # no notebooks
+    command = [sys.executable, "-m", "utils.figures", "--out", str(tmp_path / "gallery")]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and "01, 02, 03, 04, 06, 07" in done.stdout and "There are no notebooks" in done.stderr
     assert not (tmp_path / "gallery").exists()
 
 

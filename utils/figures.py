@@ -301,7 +301,7 @@ def _run_missing(run):
     numbers = missing(run)
     if not numbers:
         return 0
-    print(f"Notebooks that must run first: {', '.join(numbers)}; all of them take a quarter of an hour.", flush=True)
+    print(f"Notebooks that must run first, up to four minutes each: {', '.join(numbers)}", flush=True)
     command = [sys.executable, "-m", "utils.course", "run", *numbers]
     return subprocess.run(command, cwd=config.ROOT).returncode
 
