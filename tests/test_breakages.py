@@ -112,7 +112,7 @@ def test_a_stored_table_changed(copy):
 
 def test_a_notebook_that_raises(copy):
     def change(cells):
-        cells[-1]["source"] = "raise ZeroDivisionError('on purpose')"
+        [cell for cell in cells if cell["cell_type"] == "code"][-1]["source"] = "raise ZeroDivisionError('on purpose')"
 
     change_notebook(copy / "notebooks" / "00_start_here.ipynb", change)
     code, output = run_tests(copy, "notebooks/00_start_here.ipynb")

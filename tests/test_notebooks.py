@@ -72,3 +72,50 @@ def test_teaching_not_diagnosis_is_said(notebook):
 
 def test_numbers_of_code_cells_run_through(code):
     assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1)), "run `make notebooks`"
+
+
+def test_table_of_the_readme_map_and_files_name_the_same_notebooks():
+    table = re.findall(r"^\| \[(\d\d) (.+?)\]\(notebooks/(\S+)\) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert [file for *_, file in table] == [path.name for path in NOTEBOOKS]
+    (course_map,) = (one for one in cells_of("00") if '"the map"' in source(one))
+    shown = re.findall(r'^    \("(\d\d)", "(.+?)",', source(course_map), re.MULTILINE)
+    assert [number for number, _ in shown] == [number for number, *_ in table]
+    for (number, title, file), (_, longer) in zip(table, shown):
+        assert longer.startswith(title), f"{number}: README says {title}, notebook 00 says {longer}"
+        named = f"{source(cells_of(number)[0]).splitlines()[0]} {file}".lower()
+        assert title.lower().split()[-1] in named, f"{number}: neither its title nor its name says {title}"
+
+
+def cells_of(number):
+    (path,) = (path for path in NOTEBOOKS if path.name.startswith(number))
+    return json.loads(path.read_text())["cells"]
+
+
+def glossary():
+    """Rows of the last cell of notebook 00: terms, what they mean, and where they are said to appear first."""
+    text = source(cells_of("00")[-1])
+    assert text.startswith("## Glossary")
+    return re.findall(r"^\| \*\*(.+?)\*\* \| (.+?) \| (.+?) \|$", text, re.MULTILINE)
+
+
+def test_the_glossary_is_in_order_and_each_term_stands_in_it_once():
+    terms = [term for row in glossary() for term in row[0].split(", ")]
+    firsts = [row[0].lower() for row in glossary()]
+    assert firsts == sorted(firsts) and len(set(terms)) == len(terms) > 80
+
+
+def test_each_term_of_the_glossary_appears_where_it_is_said_to():
+    other_words = {"confidence interval": "95 % interval", "duplicates": "duplicate", "external validation": "external"}
+    lacking = []
+    for terms, _, where in glossary():
+        for place in re.findall(r"\d\d|README", where):
+            text = (ROOT / "README.md").read_text() if place == "README" else said_in(place)
+            stems = [re.sub(r"(ing|ion|ix|ed|s|e)$", "", other_words.get(term, term)) for term in terms.split(", ")]
+            found = [re.search(rf"(?<!\w){re.escape(stem)}", text, re.IGNORECASE) for stem in stems]
+            lacking += [] if all(found) else [f"{terms}: not in {place}"]
+    assert not lacking
+
+
+def said_in(number):
+    """All that a notebook says, its code (figures have words, too) among it, but no glossary."""
+    return " ".join(" ".join(map(source, cells_of(number))).partition("## Glossary")[0].split())

@@ -219,6 +219,43 @@ def test_bedside_pictures_show_a_larger_heart_and_a_poorer_breath():
     assert np.mean(height["AP Supine"]) < np.mean(height["PA"]) - 0.02
 
 
+def test_landmarks_lie_where_their_names_say():
+    for index in range(12):
+        patient = phantom.make_patient(index, seed=3, label="Normal")
+        shot, at = phantom.take_radiograph(patient, 0, size=256), phantom.landmarks(patient, 0, size=256)
+        lungs, middle = shot.lung_mask, at["spine"][0]
+        inside = [name for name, (x, y) in at.items() if 0 <= x < 255 and 0 <= y < 255 and lungs[round(y), round(x)]]
+        assert "heart" not in inside and "spine" not in inside and "trachea" not in inside
+        assert at["right heart border"][0] < at["heart"][0] < at["left heart border"][0]
+        assert at["trachea"][1] < at["aortic arch"][1] < at["left hilum"][1] < at["heart"][1]
+        assert at["right diaphragm"][1] < at["left diaphragm"][1] + 6, "the right dome stands higher, or nearly so"
+        for side in ("right", "left"):
+            apex, corner = at[f"{side} apex"], at[f"{side} costophrenic angle"]
+            assert (apex[0] < middle) == (corner[0] < middle) == (side == "right"), "the right lung is at the left"
+            assert apex[1] < at[f"{side} hilum"][1] < corner[1] and abs(corner[0] - middle) > abs(apex[0] - middle)
+
+
+def test_landmarks_take_another_size_and_leave_the_picture_alone():
+    patient = phantom.make_patient(5, seed=3)
+    before = phantom.take_radiograph(patient, 1, size=SMALL)
+    small, large = (phantom.landmarks(patient, 1, size=size) for size in (SMALL, 2 * SMALL))
+    assert all(np.allclose(2 * np.array(small[name]), large[name], atol=5) for name in small)
+    assert np.array_equal(phantom.take_radiograph(patient, 1, size=SMALL).image, before.image)
+    with pytest.raises(CourseError, match="Expected"):
+        phantom.landmarks(patient, 0, size=8)
+
+
+def test_the_heart_looks_larger_from_front_to_back():
+    for index in range(6):
+        share = {}
+        for bedside in (0, 1):
+            patient = phantom.make_patient(index, seed=3, label="Normal")._replace(bedside=bedside)
+            shot, at = phantom.take_radiograph(patient, 0, size=256), phantom.landmarks(patient, 0, size=256)
+            chest = np.ptp(np.flatnonzero(shot.lung_mask.any(axis=0)))
+            share[shot.view] = (at["left heart border"][0] - at["right heart border"][0]) / chest
+        assert share["AP Supine"] > share["PA"] + 0.02
+
+
 # ---------------------------------------------------------------- the folder
 
 

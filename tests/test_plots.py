@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
 from PIL import Image
 
 from utils import config, plots
@@ -65,6 +66,32 @@ def test_masks_are_outlined_in_their_own_panel():
     mask[10:30, 10:30] = True
     _, (with_mask, without) = painted([chest] * 2, [None, None], masks=[mask, None])
     assert (with_mask != 120).any() and (without == 120).all()
+
+
+def test_words_stand_on_the_side_of_their_places_and_do_not_overlap():
+    places = {f"word {number}": (10 + 60 * (number % 2), 30 + number) for number in range(8)}
+    fig = plots.labelled(np.full((100, 100), 120, np.uint8), places)
+    FigureCanvasAgg(fig).draw()
+    (ax,), boxes = fig.axes, {}
+    for text in ax.texts:
+        boxes[text.get_text()] = Text.get_window_extent(text)  # without the line
+        assert tuple(text.xy) == places[text.get_text()]  # where its line ends
+    for name, (x, _) in places.items():
+        panel = ax.get_window_extent()
+        assert boxes[name].x1 < panel.x0 if x < 50 else boxes[name].x0 > panel.x1
+        assert not any(boxes[name].overlaps(box) for other, box in boxes.items() if other != name)
+
+
+def test_a_dashed_outline_is_told_from_a_solid_one_without_colour():
+    mask = np.zeros((40, 40), bool)
+    mask[10:30, 10:30] = True
+    greys = []
+    for style in ("solid", "dashed"):
+        fig, ax = plots.figure(width=3, height=3)
+        plots.radiographs(ax, np.full((40, 40), 120, np.uint8))
+        plots.outline(ax, mask, plots.ORANGE, style=style)
+        greys.append(np.asarray(Image.open(io.BytesIO(plots.png(fig))).convert("L"), float))
+    assert greys[1].min() < 80 < greys[0].min(), "dark gaps between the dashes"
 
 
 def test_gaps_show_both_scores_of_each_row():

@@ -465,8 +465,8 @@ def _lungs(body, pose, camera):
     return masks[0], masks[1], _blur(inside * share * depth, 0.10 * camera.scale)
 
 
-def _mediastinum(body, pose, camera):
-    """Outline mask (uint8), and the share 0..1 of the chest's depth that heart and great vessels fill."""
+def _heart_borders(body, pose):
+    """Right and left border of heart and great vessels, from the neck to the belly: two lists of (x, y)."""
     length, h = body.length * pose.breath, body.heart * (1.06 if pose.view != "PA" else 1.0)
     low = 0.88 * length / 21.0  # a low diaphragm stretches the heart, a high one lifts and widens it
     h, t, n, knob = h / low**0.5, body.thymus, 0.25 * body.wobble[24:36], body.knob
@@ -498,17 +498,23 @@ def _mediastinum(body, pose, camera):
         (5.6, 24 * low),
         (4.5, 28),
     ]
+    return right, left
+
+
+def _mediastinum(body, pose, camera):
+    """Outline mask (uint8), and the share 0..1 of the chest's depth that heart and great vessels fill."""
+    right, left = _heart_borders(body, pose)
     outline = np.concatenate([_curve(right, 50), _curve(left, 60)[::-1]])
     solid = _draw(_blank(camera), [camera.flat(outline, z=2.5)])
     # Deep where the heart is, but even the narrow great vessels are several centimetres thick.
     share = np.maximum(_dome(solid, 6.0 * camera.scale), 0.88 * _dome(solid, 2.0 * camera.scale))
-    aorta = np.array([(1.0, 5.5), (2.2, 8.0), (2.0, 12), (1.5, 17), (1.0, 26)]) + [0.3 * knob, 0]
+    aorta = np.array([(1.0, 5.5), (2.2, 8.0), (2.0, 12), (1.5, 17), (1.0, 26)]) + [0.3 * body.knob, 0]
     aorta = _draw(_blank(camera), [_band(camera.flat(_curve(aorta, 30), z=-4), 1.2 * camera.scale)])
     return solid, _blur(np.maximum(0.88 * share, 0.30 * (aorta / np.float32(255))), 0.16 * camera.scale)
 
 
-def _ribs(body, pose, camera):
-    """Centimetres of bone of ten pairs of ribs, back and front arcs crossing."""
+def _rib_arcs(body, pose):
+    """Ten pairs of ribs: arcs (side, 10, 40, 3) from the spine to the front, and half their widths (10, 40)."""
     length, deep = body.length * pose.breath, 0.5 * body.depth - 2.0
     pitch = 0.092 * body.length * (0.45 + 0.55 * pose.breath)
     slope = body.slope * (0.75 + 0.25 * pose.breath)
@@ -525,14 +531,21 @@ def _ribs(body, pose, camera):
     way = 0.45 * (1 - np.cos(angle)) / 2 + 0.55 * angle / np.pi
     fall = (slope * (0.55 + 0.05 * i))[:, None] * way + 1.3 * np.sin(angle)
     half = 0.60 + 0.12 * body.youth + 0.04 * body.wobble[11:21, None]
-    half = camera.scale * (half + 0.14 * _step(angle, 1.6, end[:, None]))
-    layers = _blank(camera), _blank(camera)
+    arcs = []
     for side in (-1, 1):
         sway = 1 + 0.006 * body.wobble[22:32, None] * side
-        arcs = np.stack(
-            [side * sway * wide[:, None] * np.sin(angle), top[:, None] + fall, -deep * np.cos(angle)], axis=2
+        arcs.append(
+            np.stack([side * sway * wide[:, None] * np.sin(angle), top[:, None] + fall, -deep * np.cos(angle)], axis=2)
         )
-        pixels = camera.project(arcs)
+    return np.stack(arcs), half + 0.14 * _step(angle, 1.6, end[:, None])
+
+
+def _ribs(body, pose, camera):
+    """Centimetres of bone of ten pairs of ribs, back and front arcs crossing."""
+    arcs, half = _rib_arcs(body, pose)
+    half = camera.scale * half
+    layers = _blank(camera), _blank(camera)
+    for pixels in map(camera.project, arcs):
         for layer, part in zip(layers, (slice(0, 26), slice(22, 40))):
             _draw(layer, _band(pixels[:, part], half[:, part]), 225)
             # Marrow lets more through than the cortex; it lies high, so the lower edge is the sharper one.
@@ -545,11 +558,16 @@ def _ribs(body, pose, camera):
     return _blur(bone, 0.07 * camera.scale) * steep
 
 
+def _spine_bend(body, y):
+    """How far the spine lies beside the middle at heights y."""
+    return body.bend * np.sin(y / 9 + body.wobble[36])
+
+
 def _spine(body, pose, camera):
     """Centimetres of bone of the vertebrae, with disc spaces, pedicles and spinous processes."""
     pitch = 0.095 * body.length * (0.45 + 0.55 * pose.breath)
     y = np.arange(-7, 16) * pitch + 0.2
-    x = body.bend * np.sin(y / 9 + body.wobble[36])
+    x = _spine_bend(body, y)
     half = np.interp(y, (-12, 0, 30), (1.2, 1.5, 2.1))
     middle = np.stack([x, y], axis=1)
     block = np.array(
@@ -632,16 +650,20 @@ def _girdle(body, pose, camera):
     return _layer(long, 2.1, camera, 0.08) + _layer(flat, 1.8, camera, 0.12)
 
 
-def _airways(body, pose, camera):
-    """Centimetres of air in windpipe and main bronchi."""
+def _tubes(body, pose):
+    """Windpipe, right and left main bronchus: points (x, y) of each, and half its width."""
     x, fork = 0.4 * body.wobble[39], 8.2 * (0.5 + 0.5 * pose.breath)
-    tubes = [
+    return [
         ([(0, -14), (0.1, -6), (x, 0), (x + 0.1, 4), (x - 0.2, fork)], 0.85),
         ([(x - 0.2, fork - 0.3), (-1.6, fork + 1.3), (-3.4, fork + 2.8)], 0.62),
         ([(x - 0.2, fork - 0.3), (1.9, fork + 1.5), (4.4, fork + 2.6)], 0.52),
     ]
+
+
+def _airways(body, pose, camera):
+    """Centimetres of air in windpipe and main bronchi."""
     layer = _blank(camera)
-    for points, half in tubes:
+    for points, half in _tubes(body, pose):
         _draw(layer, [_band(camera.flat(_curve(points, 24), z=1), half * camera.scale)])
     return _layer(layer, 1.5, camera, 0.22)
 
@@ -709,6 +731,11 @@ def _tree(seed, index, half):
     return levels
 
 
+def _hila(pose):
+    """Where the vessels enter the right and the left lung: (x, y)."""
+    return [(-3.6, 10.2 * pose.breath), (3.6, 9.2 * pose.breath)]
+
+
 def _vessels(patient, body, pose, camera):
     """Centimetres of blood in the large and in the small vessels of the lungs, two maps."""
     coarse, fine, tips = _blank(camera), _blank(camera), _blank(camera)
@@ -725,8 +752,7 @@ def _vessels(patient, body, pose, camera):
         )
     for canvas, (pixels, thick) in zip((fine, tips), levels[2:]):
         _lines(canvas, pixels[:, (0, 1, 3, 5)], int(255 * min(thick.mean(), 1)), thick.mean())
-    hila = [(-3.6, 10.2 * pose.breath), (3.6, 9.2 * pose.breath)]
-    hila = _spots(camera, hila, [(1.3, 2.6), (1.2, 2.2)], 0.8)
+    hila = _spots(camera, _hila(pose), [(1.3, 2.6), (1.2, 2.2)], 0.8)
     large = _layer(coarse, 1.35, camera, 0.05) + 1.1 * hila
     small = fine * np.float32(0.42 / 255) + tips * np.float32(0.24 / 255)
     return large, _blur(small, 0.03 * camera.scale)
@@ -1003,6 +1029,58 @@ def take_radiograph(patient, number, *, size=224, severity=None):
     grey = _annotate(grey, pose, style, camera, rng)
     image = np.round(grey * 255).astype(np.uint8)
     return Radiograph(image, lungs, lungs & (lesion > 0.08), pose.view)
+
+
+def landmarks(patient, number, *, size=224):
+    """Where the parts of the chest lie in image `number` of a patient.
+
+    Parameters
+    ----------
+    patient, number, size : see `take_radiograph`
+
+    Returns
+    -------
+    dict of (x, y), pixels from the upper left corner, by name; left and right are the patient's. What the picture
+        cuts off lies outside of it, but for apex, diaphragm and costophrenic angle: they lie on the lungs that are seen.
+
+    Raises
+    ------
+    CourseError for a size or number out of range.
+    """
+    _check_shot(number, size, None)
+    body = _body(patient)
+    pose, camera = _pose(patient, body, number, size)
+    right, left = _heart_borders(body, pose)
+    borders = np.array([min(right), max(left)])
+    windpipe = _curve(_tubes(body, pose)[0][0], 24)
+    arcs = camera.project(_rib_arcs(body, pose)[0][0])
+    places = {
+        "trachea": camera.flat(windpipe[14], z=1),
+        "aortic arch": camera.flat(np.mean(left[3:5], axis=0) - [1, 0], z=2.5),
+        "heart": camera.flat(0.4 * borders[0] + 0.6 * borders[1], z=2.5),
+        "right heart border": camera.flat(borders[0], z=2.5),
+        "left heart border": camera.flat(borders[1], z=2.5),
+        "spine": camera.flat((_spine_bend(body, 11), 11), z=-5),
+        "rib, back part": arcs[4, 10],
+        "rib, front part": arcs[3, 33],
+    }
+    for side, lung, hilum in zip((-1, 1), _lungs(body, pose, camera)[:2], _hila(pose)):
+        name = "left" if side > 0 else "right"
+        places[f"{name} hilum"] = camera.flat(hilum)
+        places |= {f"{name} {part}": place for part, place in _lung_ends(lung > 127, side).items()}
+    return {name: tuple(np.round(place, 1).tolist()) for name, place in places.items()}
+
+
+def _lung_ends(lung, side):
+    """Top, middle of the lower edge, and lower outer corner of a lung's mask: (x, y) by name."""
+    y, x = np.nonzero(lung)
+    middle = int(x.mean())
+    corner = np.argmax(y + 0.5 * side * x)
+    return {
+        "apex": np.array([x[y == y.min()].mean(), y.min()]),
+        "diaphragm": np.array([middle, y[x == middle].max()]),
+        "costophrenic angle": np.array([x[corner], y[corner]]),
+    }
 
 
 def _two_largest(mask):

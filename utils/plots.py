@@ -5,6 +5,7 @@ import itertools
 import textwrap
 
 import matplotlib
+import matplotlib.patheffects
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
@@ -78,6 +79,23 @@ def show(fig, *, alt):
     """
     from IPython.display import display
 
+    data = {"image/png": png(fig), "text/plain": f"Figure: {alt}"}
+    display(data, raw=True, metadata={"image/png": {"alt": alt}})
+
+
+def png(fig, *, colours=256):
+    """Return a figure as the bytes of a PNG file, small.
+
+    Parameters
+    ----------
+    fig : matplotlib.figure.Figure
+    colours : int
+        At most so many in a large figure that is not all grey.
+
+    Returns
+    -------
+    bytes
+    """
     buffer, small = io.BytesIO(), io.BytesIO()
     fig.savefig(buffer, format="png", dpi=100)
     picture = Image.open(buffer).convert("RGB")
@@ -87,10 +105,9 @@ def show(fig, *, alt):
     if is_grey:
         picture = picture.convert("L")
     elif buffer.tell() > LARGE:  # heat over radiographs: so is a palette
-        picture = picture.quantize(256, kmeans=3, dither=Image.Dither.NONE)
+        picture = picture.quantize(colours, kmeans=3, dither=Image.Dither.NONE)
     picture.save(small, format="PNG", optimize=True)
-    data = {"image/png": small.getvalue(), "text/plain": f"Figure: {alt}"}
-    display(data, raw=True, metadata={"image/png": {"alt": alt}})
+    return small.getvalue()
 
 
 def caption(fig, run, text="", *, simulated=False):
@@ -99,15 +116,20 @@ def caption(fig, run, text="", *, simulated=False):
     Parameters
     ----------
     fig : matplotlib.figure.Figure
-    run : utils.config.Run
+    run : utils.config.Run or None
+        None: the text says where they come from.
     text : str
         What else a reader should know.
     simulated : bool
         The figure shows phantoms whatever the data set of the run.
     """
-    simulated = simulated or run.dataset == "phantom"
-    source = "Simulated radiographs (phantoms)." if simulated else f"Data: {run.short_dataset}."
-    lines = textwrap.fill(f"{source} {text}", int(16 * fig.get_figwidth()))  # 16 letters of this size to an inch
+    source = ""
+    if run is not None:
+        simulated = simulated or run.dataset == "phantom"
+        source = "Simulated radiographs (phantoms)." if simulated else f"Data: {run.short_dataset}."
+    lines = textwrap.fill(
+        f"{source} {text}".strip(), int(16 * fig.get_figwidth())
+    )  # 16 letters of this size to an inch
     fig.supxlabel(lines, fontsize=8, color=GREY, x=0.01, ha="left")
 
 
@@ -146,6 +168,33 @@ def grid(images, titles, *, columns, side=1.6, row_labels=()):
             radiographs(ax, image, title)
     for ax, label in zip(axes[:, 0], row_labels):
         ax.text(-0.06, 0.5, label, transform=ax.transAxes, rotation=90, va="center", ha="right", fontsize=9)
+    return fig
+
+
+def labelled(image, places):
+    """Draw one radiograph with words in the margins and a line from each to its place.
+
+    Parameters
+    ----------
+    image : numpy.ndarray
+        uint8, (height, width).
+    places : dict
+        Word to (x, y) in pixels. What lies in the left half of the picture is named at the left.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    fig, ax = figure(width=8, height=4.6)
+    radiographs(ax, image)
+    pale = [matplotlib.patheffects.withStroke(linewidth=3, foreground="white")]  # to be seen on dark lungs as well
+    for side, edge in (("right", -0.04), ("left", 1.04)):
+        words = [word for word, (x, _) in places.items() if (x < image.shape[1] / 2) == (side == "right")]
+        for row, word in enumerate(sorted(words, key=lambda word: places[word][1])):
+            line = {"arrowstyle": "-", "lw": 1, "path_effects": pale, "shrinkA": 2, "shrinkB": 0}
+            at = (edge, 1 - (row + 0.5) / len(words))
+            ax.annotate(word, places[word], at, textcoords="axes fraction", ha=side, va="center", arrowprops=line)
+            ax.plot(*places[word], "o", ms=5, mfc="white", mec="black")
     return fig
 
 
@@ -237,7 +286,8 @@ def gaps(ax, scores, *, names, label, line):
         ax.plot([one.value for one in both], [row, row], color=LIGHT_GREY, lw=2, zorder=0)
         for one, name, colour, mark, shift in zip(both, names, (BLUE, RED), "os", (-0.12, 0.12)):
             ax.plot([one.lo, one.hi], [row + shift] * 2, color=colour, lw=1)
-            ax.plot(one.value, row + shift, mark, color=colour, ms=5, label=None if row else name)
+            fill = {"o": colour, "s": "white"}[mark]  # told apart in grey as well
+            ax.plot(one.value, row + shift, mark, color=colour, mfc=fill, ms=5, label=None if row else name)
     ax.set_yticks(range(len(scores)), list(scores), fontsize=8)
     ax.axvline(line, color=GREY, ls="--", lw=1)
     ax.invert_yaxis()
@@ -328,8 +378,9 @@ def _connect(ax, places):
             ax.plot(x - width / 2 - 0.05, y, marker=">", color="black", ms=5, mew=0)
 
 
-def outline(ax, mask, colour):
+def outline(ax, mask, colour, *, style="solid"):
     """Draw the border of a mask, bool (height, width), onto an image of the same size."""
-    if mask.any():  # with a pale edge, to be seen on dark lungs as well
-        ax.contour(mask, levels=[0.5], colors=["white"], linewidths=2.0, alpha=0.6)
-        ax.contour(mask, levels=[0.5], colors=[colour], linewidths=1.2)
+    if mask.any():  # with a pale edge, to be seen on dark lungs as well; between dashes a dark one, to be seen in grey
+        edge = "white" if style == "solid" else "black"
+        ax.contour(mask, levels=[0.5], colors=[edge], linewidths=2.0, alpha=0.6)
+        ax.contour(mask, levels=[0.5], colors=[colour], linewidths=1.2, linestyles=style)
