@@ -1,9 +1,9 @@
 """How well bundles of real sets refuse what is no frontal chest X-ray.
 
-    CXR_WORK_DIR=... python tests/benchmarks/bench_refusal.py RAW [--photos FOLDER] [DATASET:BUNDLE ...]
+    CXR_WORK_DIR=... python tests/benchmarks/bench_refusal.py RAW [--profile full] [--photos FOLDER] [DATASET:BUNDLE ...]
 
-RAW holds ieee8023 (its CT slices and laterals are asked about) and the sets of the runs; the runs, of the profile fast, are
-made before by `python -m utils.course run 01 02 03 04 --dataset DATASET --raw RAW`. Statistics are fitted as notebook 04 fits
+RAW holds ieee8023 (its CT slices and laterals are asked about) and the sets of the runs, which are made before by
+`python -m utils.course run 01 02 03 04 --dataset DATASET --raw RAW`, of the profile fast if none is named. Statistics are fitted as notebook 04 fits
 them, on training and validation patients; frontal X-rays are those of test patients. Documents and patterns are generated;
 photographs come from a folder, whole and in six random cuts each.
 """
@@ -122,8 +122,9 @@ def main():
         default=["cohen:transfer", "radiography:transfer", "darkcovidnet:transfer", "all:transfer"],
     )
     parser.add_argument("--photos")
+    parser.add_argument("--profile", default="fast", choices=config.PROFILES)
     args = parser.parse_args()
-    runs = [(config.start(dataset, "fast", args.raw), name) for dataset, _, name in (one.partition(":") for one in args.bundles)
+    runs = [(config.start(dataset, args.profile, args.raw), name) for dataset, _, name in (one.partition(":") for one in args.bundles)
             if Path(args.raw).is_dir()]  # fmt: skip
     runs = [(run, name) for run, name in runs if run.bundle(name).is_dir()]
     if not runs:
