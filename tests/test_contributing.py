@@ -17,8 +17,9 @@ from utils.config import ROOT
 
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(?:python)?\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
-COPIED = ("utils", "notebooks", "tests", "conftest.py", "pyproject.toml", ".gitattributes", ".pre-commit-config.yaml",
-          ".gitignore")  # fmt: skip
+COPIED = ("utils", "notebooks", "tests", "figures", "README.md", "CONTRIBUTING.md", "Makefile", "conftest.py",
+          "pyproject.toml", "requirements.txt", "environment.yml", ".gitattributes", ".gitignore",
+          ".pre-commit-config.yaml")  # fmt: skip
 NOTEBOOK = "notebooks/08_deployment.ipynb"
 needs_git = pytest.mark.skipif(not shutil.which("git"), reason="needs git")
 

@@ -168,7 +168,10 @@ def test_what_is_wrong_with_a_page_is_said_and_the_site_stays_as_it_was(tmp_path
         cell("markdown", r"$\nonsense$"),
         cell("code", "show()", outputs=[FIGURE]),
     ]
-    folder, place = course(tmp_path / "course", *wrong, readme="![](figures/lost.png)"), tmp_path / "site"
+    folder, place = (
+        course(tmp_path / "course", *wrong, readme="![](figures/lost.png) ![badge](https://example.org/badge.svg)"),
+        tmp_path / "site",
+    )
     place.mkdir()
     (place / "searchindex.js").write_text("of an earlier site")
     done = build(place, folder)
@@ -178,6 +181,7 @@ def test_what_is_wrong_with_a_page_is_said_and_the_site_stays_as_it_was(tmp_path
         r"01_one\.ipynb.*a formula cannot be shown.*\\nonsense",
         r"01_one\.ipynb.*without alternative text: use plots\.show",
         r"README\.md.*figures/lost\.png",
+        r"README\.md.*https://example\.org/badge\.svg lies elsewhere",
         r"^The site is not built\.",
     ):
         assert re.search(said, done.stderr, re.MULTILINE), f"{said} in {done.stderr}"

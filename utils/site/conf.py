@@ -69,17 +69,17 @@ def _fold_solutions(app, docname, source):
 
 
 def _describe_figures(app, doctree):
-    """Give the figures of a notebook their alternative texts, which myst-nb passes over."""
+    """Give the figures of a notebook their alternative texts, which myst-nb passes over; miss none, load none."""
     path = app.env.doc2path(app.env.docname)
-    if path.suffix != ".ipynb":
-        return
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"] if path.suffix == ".ipynb" else []
     outputs = [output for cell in cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
     texts = {_name(output): output["metadata"].get("image/png", {}).get("alt", "") for output in outputs}
     for image in doctree.findall(nodes.image):
         image.setdefault("alt", texts.get(Path(image["uri"]).stem, ""))
         if not image["alt"]:
             _log.warning("a figure without alternative text: use plots.show(fig, alt=...)", location=image)
+        if "://" in image["uri"]:
+            _log.warning("%s lies elsewhere: without a network nobody sees it", image["uri"], location=image)
 
 
 def _name(output):
