@@ -13,7 +13,8 @@ import pytest
 from utils.config import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-TEXTS = [name for name in ("README", "INSTRUCTORS", "CONTRIBUTING", "data/README") if (ROOT / f"{name}.md").exists()]
+TEXTS = ("README", "INSTRUCTORS", "CONTRIBUTING", "data/README", "figures/README")
+TEXTS = [name for name in TEXTS if (ROOT / f"{name}.md").exists()]
 CLAIM = "For teaching, never for diagnosis"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 

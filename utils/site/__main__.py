@@ -68,7 +68,7 @@ def _run_sphinx(part):
 
 def _folders_without_pages():
     # Sphinx walks through all folders that are not named here, .venv and a user's X-rays among them.
-    with_pages = [ROOT, ROOT / "notebooks", ROOT / "data"]
+    with_pages = [ROOT, ROOT / "notebooks", ROOT / "data", ROOT / "figures"]
     below = (path for folder in with_pages if folder.is_dir() for path in folder.iterdir())
     return [path.relative_to(ROOT).as_posix() for path in below if path.is_dir() and path not in with_pages]
 

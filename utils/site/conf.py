@@ -17,7 +17,8 @@ _log = logging.getLogger(__name__)
 extensions = ["myst_nb"]
 project, language, highlight_language = TITLE, "en", "none"
 root_doc = "README"
-include_patterns = ["README.md", "notebooks/[0-9][0-9]_*.ipynb", "INSTRUCTORS.md", "CONTRIBUTING.md", "data/README.md"]
+others = ("INSTRUCTORS", "CONTRIBUTING", "data/README", "figures/README")  # pages beside the notebooks, where they are
+include_patterns = ["README.md", "notebooks/[0-9][0-9]_*.ipynb", *(f"{name}.md" for name in others)]
 nb_execution_mode = "off"  # the stored outputs are part of the course
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
@@ -46,10 +47,8 @@ def _add_contents(app, docname, source):
     if docname != root_doc:
         return
     pages = app.env.found_docs
-    others = [name for name in ("INSTRUCTORS", "CONTRIBUTING", "data/README") if name in pages]
-    others = [f"What lies in data/ <{name}>" if name == "data/README" else name for name in others]
     notebooks = sorted(name for name in pages if name.startswith("notebooks/"))
-    for caption, names in (("Notebooks", notebooks), ("More", others)):
+    for caption, names in (("Notebooks", notebooks), ("More", [name for name in others if name in pages])):
         source[0] += "\n".join(["", "", "```{toctree}", ":hidden:", f":caption: {caption}", "", *names, "```", ""])
 
 
