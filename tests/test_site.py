@@ -142,10 +142,11 @@ def course(folder, *cells, readme=""):
     return folder
 
 
-def test_solutions_are_folded_and_checks_are_not(tmp_path):
+def test_solutions_and_checks_are_folded(tmp_path):
     printed = {"output_type": "stream", "name": "stdout", "text": "forty-two\n"}
     folder = course(
         tmp_path / "course",
+        cell("code", "question = 6 * 9"),
         cell("code", "answer = 42", "solution", "nbval-ignore-output", outputs=[printed]),
         cell("markdown", "Because *six* times nine.\n\n- so", "solution"),
         cell("code", "assert answer == 42", "check"),
@@ -154,10 +155,11 @@ def test_solutions_are_folded_and_checks_are_not(tmp_path):
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "site" / "notebooks" / "01_one.html").read_text(encoding="utf-8")
     folded = re.findall(r"<details.*?</details>", text, re.DOTALL)
-    assert len(folded) == 2 and all("Show solution" in one and "<details open" not in one for one in folded)
+    shown = [re.search(r"Show (\w+)", one)[1] for one in folded]
+    assert shown == ["solution", "solution", "check"] and not any("<details open" in one for one in folded)
     assert "42" in folded[0] and "forty-two" in folded[0]
     assert "<em>six</em>" in folded[1] and "<li>" in folded[1]
-    assert "assert" not in "".join(folded) and "assert" in text
+    assert "assert" in folded[2] and "question" in text and "question" not in "".join(folded)
 
 
 FIGURE = {"output_type": "display_data", "metadata": {}, "data": {"image/png": "iVBORw0KGgo=", "text/plain": "x"}}
@@ -262,7 +264,7 @@ def test_a_search_in_vain_says_so(opened):
     page.get_by_text("did not match any documents").wait_for()
 
 
-@pytest.mark.parametrize("width", [390, 1400])
+@pytest.mark.parametrize("width", [390, 1400, 1680])
 def test_nothing_sticks_out(opened, site, width):
     page = opened("index.html", viewport={"width": width, "height": 800}, color_scheme="dark")
     for path in sorted(site.rglob("*.html")):

@@ -35,7 +35,7 @@ pygments_style, pygments_dark_style = "a11y-high-contrast-light", "a11y-high-con
 def setup(app):
     """Hang our steps into Sphinx's; it calls this."""
     app.connect("source-read", _add_contents)
-    app.connect("source-read", _fold_solutions)
+    app.connect("source-read", _fold_answers)
     app.connect("doctree-read", _describe_figures)
     app.add_html_math_renderer("mathml", (_write_math, None), (_write_math, None))
     # Excerpts beside the pages found are fetched, which a browser forbids on pages that no server has sent.
@@ -52,18 +52,19 @@ def _add_contents(app, docname, source):
         source[0] += "\n".join(["", "", "```{toctree}", ":hidden:", f":caption: {caption}", "", *names, "```", ""])
 
 
-def _fold_solutions(app, docname, source):
-    """Show cells tagged `solution` only to who asks for them."""
+def _fold_answers(app, docname, source):
+    """Show cells tagged `solution` or `check`, which says what is right as well, only to who asks for them."""
     if app.env.doc2path(docname).suffix != ".ipynb":
         return
     notebook = json.loads(source[0])
     for cell in notebook["cells"]:
-        if "solution" in tags(cell) and cell["cell_type"] == "code":
+        tag = next((tag for tag in ("solution", "check") if tag in tags(cell)), None)
+        if tag and cell["cell_type"] == "code":
             cell["metadata"]["tags"].append("hide-cell")
-            cell["metadata"]["mystnb"] = {"code_prompt_show": "Show solution", "code_prompt_hide": "Hide solution"}
-        elif "solution" in tags(cell):
+            cell["metadata"]["mystnb"] = {"code_prompt_show": f"Show {tag}", "code_prompt_hide": f"Hide {tag}"}
+        elif tag:
             text = "".join(cell["source"])
-            cell["source"] = f"<details><summary>Show solution</summary>\n\n{text}\n\n</details>"
+            cell["source"] = f"<details><summary>Show {tag}</summary>\n\n{text}\n\n</details>"
     source[0] = json.dumps(notebook)
 
 
