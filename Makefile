@@ -24,7 +24,7 @@ export DATASET PROFILE RAW SEED HOST PORT
 VENV_PYTHON := .venv/bin/python
 RUN_OPTIONS := --dataset="$$DATASET" --profile="$$PROFILE" --raw="$$RAW" --seed="$$SEED"
 
-.PHONY: help course fetch test lab app student notebooks figures bench environment values python
+.PHONY: help course fetch test lab app student notebooks figures site bench environment values python
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -56,6 +56,9 @@ notebooks: environment ## execute the notebooks in place and store their outputs
 
 figures: environment ## draw the gallery in figures/ anew; notebooks whose results are missing run first
 	@$(VENV_PYTHON) -m utils.figures
+
+site: environment ## build the course as web pages with search, in build/site
+	@$(VENV_PYTHON) -m utils.site
 
 bench: environment ## measure speed and difficulty (tests/benchmarks)
 	@for script in tests/benchmarks/bench_*.py; do $(VENV_PYTHON) "$$script" || exit 1; done

@@ -12,6 +12,9 @@ from utils.report import tags
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+# A check before each commit runs these tests, so each says what mends it; NN is the number of the notebook.
+MEND = "mend with .venv/bin/python -m utils.course notebooks NN"
+BY_HAND = f"mend the cell, then {MEND.removeprefix('mend with ')}"
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
@@ -34,44 +37,53 @@ def test_one_cell_holds_exactly_the_four_parameters_and_their_defaults(path):
 
 
 def test_first_code_cell_finds_the_package(code):
-    assert 'sys.path.insert(0, "..")' in source(code[0])
+    assert 'sys.path.insert(0, "..")' in source(code[0]), f"no sys.path.insert(0, '..') there: {BY_HAND}"
 
 
 def test_cells_are_short(code):
     lines = [source(cell).count("\n") + 1 for cell in code]
-    assert statistics.median(lines) <= 8 and max(lines) <= 40
+    assert statistics.median(lines) <= 8 and max(lines) <= 40, f"over 40 lines, or half of them over 8: {BY_HAND}"
 
 
 def test_at_most_a_third_of_the_cells_is_exempt_from_comparison(code):
-    assert sum("nbval-ignore-output" in tags(cell) for cell in code) <= len(code) / 3
-    assert not any(tag in ("nbval-skip", "nbval-raises-exception") for cell in code for tag in tags(cell))
+    exempt = sum("nbval-ignore-output" in tags(cell) for cell in code)
+    assert exempt <= len(code) / 3, f"{exempt} of {len(code)} cells are tagged nbval-ignore-output: {BY_HAND}"
+    for tag in ("nbval-skip", "nbval-raises-exception"):
+        assert not any(tag in tags(cell) for cell in code), f"a cell is tagged {tag}: {BY_HAND}"
 
 
 def test_outputs_are_stored_small_and_clean(notebook, code):
     text = json.dumps(notebook)
-    assert len(text) < 1_000_000, "over 1 MB: make figures smaller"
-    assert any(cell["outputs"] for cell in code), "no stored output: run `make notebooks`"
+    assert len(text) < 1_000_000, f"over 1 MB, figures are too large: {BY_HAND}"
+    assert any(cell["outputs"] for cell in code), f"no stored output: {MEND}"
     for output in (output for cell in code for output in cell["outputs"]):
-        assert output["output_type"] != "error" and output.get("name") != "stderr", output
+        bad = output["output_type"] == "error" or output.get("name") == "stderr"
+        assert not bad, f"an error or a warning is stored: {BY_HAND}\n{str(output)[:300]}"
         shown = json.dumps({key: value for key, value in output.items() if key != "metadata"})
-        assert not re.search(r"(?<![\w.])/(home|root|tmp|work|Users)/", shown), shown[:300]
+        path = re.search(r"(?<![\w.])/(home|root|tmp|work|Users)/", shown)
+        assert not path, f"a path of one computer is stored: {BY_HAND}\n{shown[:300]}"
         if "image/png" in output.get("data", {}):
-            assert len(output["metadata"]["image/png"]["alt"]) > 20, "use plots.show(fig, alt=...)"
+            alt = output["metadata"].get("image/png", {}).get("alt", "")
+            assert len(alt) > 20, f"a figure without alternative text, use plots.show(fig, alt=...): {BY_HAND}"
 
 
 def test_no_trace_of_when_and_where_it_was_executed(notebook):
-    assert set(notebook["metadata"]) == {"kernelspec", "language_info"}
-    assert notebook["metadata"]["kernelspec"]["name"] == "python3"
-    assert all(set(cell["metadata"]) <= {"tags"} for cell in notebook["cells"])
+    kept = notebook["metadata"].keys() == {"kernelspec", "language_info"}
+    assert kept and notebook["metadata"]["kernelspec"]["name"] == "python3", f"metadata of a run: {MEND}"
+    others = {key for cell in notebook["cells"] for key in cell["metadata"]}.difference(course.KEPT)
+    assert not others, f"metadata of cells ({', '.join(others)}): {MEND}"
 
 
 def test_teaching_not_diagnosis_is_said(notebook):
     text = " ".join("".join(cell["source"]) for cell in notebook["cells"][:2])
-    assert re.search(r"for teaching, never for diagnosis", text, re.IGNORECASE)
+    assert re.search(r"for teaching, never for diagnosis", text, re.IGNORECASE), (
+        f"'for teaching, never for diagnosis' is not said: {BY_HAND}"
+    )
 
 
 def test_numbers_of_code_cells_run_through(code):
-    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1)), "run `make notebooks`"
+    counts = [cell["execution_count"] for cell in code]
+    assert counts == list(range(1, len(code) + 1)), f"the cells were not executed in order, each once: {MEND}"
 
 
 def test_table_of_the_readme_map_and_files_name_the_same_notebooks():

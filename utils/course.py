@@ -32,6 +32,7 @@ QUIETLY = """import os, runpy
 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 runpy.run_module("ipykernel_launcher", run_name="__main__")"""
 LAST_LINES = 15  # of a traceback: the raise and the few frames above it
+KEPT = ("tags",)  # metadata of cells that stay when outputs are stored
 
 
 def course_folder():
@@ -511,10 +512,9 @@ def _refresh(path):
 def _stripped(notebook):
     """Take away what tells of the machine and the moment."""
     for cell in notebook.cells:
-        for key in ("execution", "papermill", "ExecuteTime", "collapsed"):
-            cell.metadata.pop(key, None)
-    for key in ("papermill", "widgets"):
-        notebook.metadata.pop(key, None)
+        for key in set(cell.metadata).difference(KEPT):
+            del cell.metadata[key]
+    notebook.metadata.clear()
     notebook.metadata.kernelspec = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook.metadata.language_info = {"name": "python"}
     return notebook

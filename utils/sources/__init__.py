@@ -47,6 +47,7 @@ _SETS = {
     "darkcovidnet": (darkcovidnet,),
     "cohen": (ieee8023, kermany),
     "radiography": (radiography,),
+    **{name: (module,) for name, module in zip(config.ADDED, every.ADDED)},
     "actualmed": (actualmed,),  # the external sets: DATASET=all tests on them, nothing trains on them
     "figure1": (figure1,),
 }

@@ -48,8 +48,13 @@ def plan(run, module):
         Without `raw`.
     module : module
         Of a set, with `SOURCE`, `find`, `is_root`, and perhaps `wanted`.
+
+    Raises
+    ------
+    CourseError
+        A set that cannot be downloaded is not there.
     """
-    root = module.find(run, required=False)
+    root = module.find(run, required=_by_hand_alone(module))
     homes = [_home(place, module) for place in _files.places(run)]
     if not root:
         home = next((home for home in homes if (home / _note(module)).is_file()), homes[0])
@@ -85,6 +90,10 @@ def require_whole(run, module, root):
         )
 
 
+def _by_hand_alone(module):
+    return not (module.SOURCE.pins or module.SOURCE.kaggle)
+
+
 def _note(module):
     return MARK if module.SOURCE.pins else kaggle.RECORD
 
@@ -95,6 +104,8 @@ def _home(place, module):
 
 def _fetched(module, root):
     """Return the folder that the course has fetched the set in `root` into, or None."""
+    if _by_hand_alone(module):
+        return None
     depth = len(Path(module.SOURCE.top).parts) if module.SOURCE.pins else 3  # archives have folders of their own
     above = [root, *root.parents][: depth + 1]
     return next((folder for folder in above if (folder / _note(module)).is_file()), None)

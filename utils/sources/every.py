@@ -10,9 +10,11 @@ leaves them.
 The external sets (Actualmed, Figure 1) are found and read as well, but kept apart: they are never trained on.
 """
 
+from importlib import import_module
+
 import pandas as pd
 
-from utils import images, splits
+from utils import config, images, splits
 from utils.errors import CourseError
 from utils.sources import (
     _fetch,
@@ -27,7 +29,8 @@ from utils.sources import (
 )
 
 # The origins before what was copied from them; the external sets last, so that they lose every twin.
-TRAINING = (ieee8023, kermany, darkcovidnet, radiography)
+ADDED = tuple(import_module(f"utils.sources.{name}") for name in config.ADDED)
+TRAINING = (ieee8023, kermany, darkcovidnet, radiography, *ADDED)
 EXTERNAL = (actualmed, figure1)
 _ORDER = [module.SOURCE.name for module in TRAINING + EXTERNAL]
 
