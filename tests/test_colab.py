@@ -144,11 +144,16 @@ def test_colab_installs_what_is_missing_and_replaces_nothing(tmp_path, monkeypat
     for name, value in settings.items():
         monkeypatch.setenv(f"PIP_{name}", str(value))
     said = []
+    colab.install([], say=said.append)
+    assert not said, "nothing is missing here, nothing too old"
     colab.install(["tiny"], say=said.append)
     assert (target / "tiny.py").exists() and len(said) == 1 and "tiny" in said[0]
     with pytest.raises(CourseError, match="greedy could not be installed: ERROR: .*Run this cell again"):
         colab.install(["greedy"])
     assert not list(target.glob("numpy*")), "Colab's own packages must stay as they are"
+    monkeypatch.setattr(colab, "NEWER", {"numpy": "998.5"})
+    colab.install([], say=said.append)
+    assert (target / "numpy.py").exists() and "numpy>=998.5" in said[-1]
 
 
 # A wrong kernel, a notebook that was moved

@@ -38,7 +38,7 @@ def test_first_code_cell_finds_the_package(code):
 
 
 def test_cells_are_short(code):
-    lines = [source(cell).count("\n") + 1 for cell in code]
+    lines = [source(cell).count("\n") + 1 for cell in code[1:]]  # the first is the same everywhere: tests/test_colab.py
     assert statistics.median(lines) <= 8 and max(lines) <= 40
 
 

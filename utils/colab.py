@@ -24,6 +24,8 @@ BRANCH = "main"  # whose notebooks the links open
 VERSION = (
     r"\d+(\.\d+)*((a|b|rc)\d+)?(\.post\d+)?(\.dev\d+)?(\+[\w.]+)?"  # those that pip takes: Ubuntu's own are others
 )
+# What must not be older than this. Until 1.7 scikit-learn draws other splits, and 1.6 knows no `curve_kwargs`.
+NEWER = {"scikit-learn": "1.8"}
 LINK = "[Open in Colab](https://colab.research.google.com/github{})"
 FIRST_CELL = """import os
 import sys
@@ -84,11 +86,12 @@ def write(path):
 
 
 def install(packages, *, say=None):
-    """Install packages beside those that Colab has, which all stay as they are: so nothing has to start anew.
+    """Install packages beside those that Colab has, which stay as they are: so nothing has to start anew.
 
     Parameters
     ----------
     packages : list of str
+        What is missing. Those of `NEWER` are added where Colab's are older.
     say : callable, optional
         Told in a line what is done.
 
@@ -97,21 +100,29 @@ def install(packages, *, say=None):
     CourseError
         They cannot be installed; the reason in pip's words.
     """
+    found = {}
+    for one in importlib.metadata.distributions():
+        found.setdefault(one.name, one.version)  # the first on the path is the one that counts
+    older = {name for name, needed in NEWER.items() if name in found and _number(found[name]) < _number(needed)}
+    wanted = [*packages, *(f"{name}>={NEWER[name]}" for name in sorted(older))]
+    if not wanted:
+        return
     if say:
-        say(f"Colab lacks {', '.join(packages)}: installing, half a minute ...")
-    kept = {}
-    for found in importlib.metadata.distributions():
-        kept.setdefault(found.name, found.version)  # the first on the path is the one that counts
+        say(f"Colab lacks {', '.join(wanted)}: installing, half a minute ...")
+    kept = {name: version for name, version in found.items() if name not in older and re.fullmatch(VERSION, version)}
     with tempfile.TemporaryDirectory() as folder:
         constraints = Path(folder) / "kept.txt"
-        lines = (f"{name}=={version}\n" for name, version in kept.items() if re.fullmatch(VERSION, version or ""))
-        constraints.write_text("".join(lines))
+        constraints.write_text("".join(f"{name}=={version}\n" for name, version in kept.items()))
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        done = subprocess.run([*pip, "--constraint", constraints, *packages], capture_output=True, text=True)
+        done = subprocess.run([*pip, "--constraint", constraints, *wanted], capture_output=True, text=True)
     if done.returncode:
         reason = one_line((done.stderr.strip().splitlines() or ["no message"])[-1])
-        raise CourseError(f"{', '.join(packages)} could not be installed: {reason} Run this cell again.")
+        raise CourseError(f"{', '.join(wanted)} could not be installed: {reason} Run this cell again.")
     importlib.invalidate_caches()
+
+
+def _number(version):
+    return tuple(map(int, re.findall(r"\d+", version)[:2]))
 
 
 def main(argv=None):

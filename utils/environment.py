@@ -203,7 +203,7 @@ def _lock_hash():
 
 
 def require(say=None):
-    """Stop a notebook whose kernel the course does not run on; on Colab, install what is missing there.
+    """Stop a notebook whose kernel the course does not run on; on Colab, install what is missing or too old.
 
     Cheap: it looks whether packages are there, and imports none.
 
@@ -221,7 +221,7 @@ def require(say=None):
 
     missing = [package for name, package in PACKAGES.items() if find_spec(name) is None]
     old = sys.version_info[:2] < OLDEST  # a newer one will do, should the packages be there
-    if missing and not old and "google.colab" in sys.modules:
+    if "google.colab" in sys.modules and not old:
         from utils import colab
 
         colab.install(missing, say=say)
