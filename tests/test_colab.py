@@ -190,9 +190,7 @@ def test_a_notebook_that_was_moved_says_so(tmp_path):
     done = first_cell_in(tmp_path / "elsewhere")
     last = done.stderr.splitlines()[-1]
     assert done.returncode == 1
-    assert last.startswith(
-        "ImportError: This notebook does not run in the folder `notebooks` of the course: put it back"
-    )
+    assert last.startswith("ImportError: Put this notebook back into the folder `notebooks` of the course")
 
 
 def test_what_an_old_python_meets_is_written_so_that_it_can_read_it():
