@@ -143,7 +143,7 @@ def test_unknown_values_are_refused_by_name(given):
 @pytest.mark.parametrize("given", ["PROFILE=quick", "RAW=/nowhere/at all"])
 def test_an_unknown_value_is_refused_before_anything_is_built(tmp_path, given):
     folder = clone(tmp_path)
-    for name in ("__init__", "config", "errors"):
+    for name in ("__init__", "config", "errors", "notebook"):
         shutil.copy(ROOT / "utils" / f"{name}.py", folder / "utils")
     done = subprocess.run(["make", "course", given], cwd=folder, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and given.split("=")[0] in done.stderr, done.stderr

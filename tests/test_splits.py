@@ -180,7 +180,7 @@ def test_manifest_and_split_come_back_as_they_were(run, tmp_path):
     again, digest = manifest.open_split(run, opened)
     assert (again == part).all() and digest == "abc"
     manifest.save(run, tmp_path, table.iloc[1:])  # a new manifest: the old split must not be taken for its own
-    with pytest.raises(CourseError, match="run notebook 02"):
+    with pytest.raises(CourseError, match="Run notebook 02"):
         manifest.open_split(run, opened)
 
 
@@ -193,5 +193,5 @@ def test_a_split_of_other_images_is_refused(run, tmp_path):
 
 
 def test_without_notebook_01_the_message_says_what_to_run(run):
-    with pytest.raises(CourseError, match="run notebook 01_data"):
+    with pytest.raises(CourseError, match="Run notebook 01_data"):
         manifest.open_saved(run)

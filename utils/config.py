@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from utils import notebook
 from utils.errors import CourseError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -152,6 +153,8 @@ class Run:
 def start(dataset="phantom", profile="fast", raw="", seed=7):
     """Check the four parameters and return the `Run` they name.
 
+    In a notebook, cells are refused from then on while its four parameters are others, see `utils.notebook`.
+
     Parameters
     ----------
     dataset : str
@@ -172,6 +175,7 @@ def start(dataset="phantom", profile="fast", raw="", seed=7):
     CourseError
         A value that is not known, or a folder that is not there.
     """
+    given = dict(zip(PARAMETERS, (dataset, profile, raw, seed)))
     if profile not in PROFILES:
         raise CourseError(unknown("PROFILE", profile, PROFILES))
     if not re.fullmatch(r"\d{1,9}", str(seed)):
@@ -182,6 +186,7 @@ def start(dataset="phantom", profile="fast", raw="", seed=7):
         raise CourseError("DATASET is a folder of its own here, so RAW has nothing to say: leave RAW out.")
     if raw and dataset == "phantom":
         raise CourseError("DATASET=phantom is built in and reads nothing from RAW: name a DATASET, or leave RAW out.")
+    notebook.hold(given)
     return Run(dataset, profile, raw, int(seed))
 
 

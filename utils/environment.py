@@ -1,9 +1,9 @@
-"""Build `.venv` from the lock, or say in one line why that cannot be done; list what a student has.
+"""Build `.venv` from the lock, or say in one line why that cannot be done; say what a student's Python lacks.
 
 `environment.py` builds; `environment.py values` only looks whether the parameters of `make course` have known values,
 so that a slip of the pen is refused before anything is built. Run as a script by `make` with whatever `python3`
-there is, so it imports nothing but the standard library and stays readable to Python 3.6: an old Python must meet a
-sentence, not a syntax error.
+there is, and by the first cell of each notebook with whatever kernel there is, so it imports nothing but the standard
+library and stays readable to Python 3.6: an old Python must meet a sentence, not a syntax error.
 """
 
 import hashlib
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -22,6 +23,40 @@ VENV = ROOT / ".venv"
 LOCK = ROOT / "requirements.txt"
 OLDEST, NEWEST = (3, 11), (3, 13)  # as in pyproject.toml
 DISK_GB = 3.2  # what .venv takes, measured
+
+# What notebooks and `utils` import, by its name in Python, and the package that it comes in.
+PACKAGES = {
+    "tensorflow": "tensorflow",
+    "numpy": "numpy",
+    "pandas": "pandas",
+    "matplotlib": "matplotlib",
+    "seaborn": "seaborn",
+    "sklearn": "scikit-learn",
+    "scipy": "scipy",
+    "cv2": "opencv-python-headless",
+    "PIL": "pillow",
+    "pydicom": "pydicom",
+    "pylibjpeg": "pylibjpeg",  # pydicom calls these three for compressed pixels
+    "libjpeg": "pylibjpeg-libjpeg",
+    "openjpeg": "pylibjpeg-openjpeg",
+    "onnx": "onnx",
+    "onnxruntime": "onnxruntime",
+    "tf2onnx": "tf2onnx",  # Keras calls it to export
+    "ai_edge_litert": "ai-edge-litert",
+    "flask": "flask",
+    "waitress": "waitress",
+    "jinja2": "jinja2",
+    "papermill": "papermill",
+    "nbclient": "nbclient",
+    "nbformat": "nbformat",
+    "ipykernel": "ipykernel",
+    "requests": "requests",
+    "kagglehub": "kagglehub",
+    "filelock": "filelock",
+    "psutil": "psutil",
+    "threadpoolctl": "threadpoolctl",
+    "tqdm": "tqdm",
+}
 
 
 def main(arguments=()):
@@ -165,6 +200,43 @@ def check_disk_after(output):
 
 def _lock_hash():
     return hashlib.sha256(LOCK.read_bytes()).hexdigest()
+
+
+def require(say=None):
+    """Stop a notebook whose kernel the course does not run on; on Colab, install what is missing or too old.
+
+    Cheap: it looks whether packages are there, and imports none.
+
+    Parameters
+    ----------
+    say : callable, optional
+        Told in a line what Colab is given.
+
+    Raises
+    ------
+    CourseError
+        The Python is too old, or packages are missing; how to choose the right kernel.
+    """
+    from utils.errors import CourseError
+
+    missing = [package for name, package in PACKAGES.items() if find_spec(name) is None]
+    old = sys.version_info[:2] < OLDEST  # a newer one will do, should the packages be there
+    if "google.colab" in sys.modules and not old:
+        from utils import colab
+
+        colab.install(missing, say=say)
+    elif missing or old:
+        raise CourseError(_other_kernel(missing))
+
+
+def _other_kernel(missing):
+    lacks = ", ".join(missing[:3]) + (" and {} more packages".format(len(missing) - 3) if len(missing) > 3 else "")
+    return (
+        "This notebook runs on Python {}, {}{}. The course needs Python 3.11, 3.12 or 3.13 and packages of its own:\n"
+        "- with make: type `make lab` in a terminal, in the folder of the course, and open the notebook there;\n"
+        "- in VS Code: Select Kernel, Python Environments, .venv;\n"
+        "- with conda, and on Windows: type `conda activate cxr-course`, then `jupyter lab`."
+    ).format(platform.python_version(), sys.executable, ", which lacks " + lacks if lacks else "")
 
 
 def report():

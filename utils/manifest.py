@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from utils import notebook
 from utils.errors import CourseError
 from utils.files import write_text
 
@@ -46,7 +47,7 @@ def open_saved(run):
     CourseError
         Notebook 01 has not run with these parameters, or the data has moved since.
     """
-    about = _read_json(run, "manifest.json", "01_data")
+    about = _read_json(run, "manifest.json", notebook.first("01_data", "01", "02"))
     # Only an empty field is missing: a class or a folder may be called None or NA.
     options = {"keep_default_na": False, "na_values": [""], "encoding": "utf-8"}
     kinds = defaultdict(lambda: "str", age="float")
@@ -90,7 +91,7 @@ def open_split(run, manifest):
     CourseError
         Notebook 02 has not run with these parameters, or the manifest has changed since.
     """
-    about = _read_json(run, "split.json", "02_preprocessing")
+    about = _read_json(run, "split.json", notebook.first("02_preprocessing", "02"))
     table = pd.read_csv(run.processed / "split.csv", dtype="string")
     if about["content"] != content_hash(manifest) or list(table["sha256"]) != list(manifest["sha256"]):
         raise CourseError("The split was made for other images than the manifest names. Run notebook 02 again.")
@@ -152,8 +153,8 @@ def content_hash(manifest):
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
 
 
-def _read_json(run, name, notebook):
+def _read_json(run, name, mend):
     file = run.processed / name
     if not file.is_file():
-        raise CourseError(f"Run {run.name} has no {name} yet: run notebook {notebook} first, with the same parameters.")
+        raise CourseError(f"Run {run.name} has no {name} yet. {mend}")
     return json.loads(file.read_text(encoding="utf-8"))

@@ -1,5 +1,6 @@
 """Models, and the bundle that a trained one is kept in."""
 
+import difflib
 import hashlib
 import json
 import math
@@ -15,7 +16,7 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock
 
-from utils import images
+from utils import images, notebook
 from utils.backend import keras, tf
 from utils.config import unknown
 from utils.errors import CourseError
@@ -26,7 +27,16 @@ layers = keras.layers
 
 TASKS = ("binary", "multiclass", "abnormal")  # never mixed: a score for one says nothing about another
 WIDTHS = (16, 32, 48, 64, 64)  # feature maps of the small CNN's convolutions
+SHOWN = 12  # names of bundles in a message, at most
 MERGED = 10_000_000  # weights: `predict` treats smaller models as constants
+TRAINED_BY = {
+    "small_cnn": "03_binary_cnn",
+    "transfer": "04_transfer_learning",
+    "multiclass": "04_transfer_learning",
+    "ensemble": "04_transfer_learning",
+    "short_sighted": "06_gradcam_feature_maps",
+    "abnormal_best": "07_shortcuts",
+}  # which notebook leaves a bundle
 KINDS = {
     layers.InputLayer: "image",
     layers.Rescaling: "bytes to −1…1",
@@ -351,6 +361,33 @@ def save_bundle(folder, model, *, options, card, refusal=None):
         shutil.rmtree(part, ignore_errors=True)
 
 
+def check_bundle(folder):
+    """Raise a CourseError where there is no bundle: what is there, which others are, and which notebook trains it.
+
+    Parameters
+    ----------
+    folder : path-like
+    """
+    folder = Path(folder)
+    lacks = [name for name in ("model.keras", "card.json") if not (folder / name).is_file()]
+    if not lacks:
+        return
+    what = f"it has no {' and no '.join(lacks)}" if folder.is_dir() else "there is no such folder"
+    others = sorted(card.parent.name for card in folder.parent.glob("[!.]*/card.json") if card.parent != folder)
+    some = others if len(others) <= SHOWN else [*difflib.get_close_matches(folder.name, others, n=SHOWN - 1), "…"]
+    there = (
+        f"Bundles in {folder.parent}: {', '.join(some)}." if others else f"There is no bundle in {folder.parent} yet."
+    )
+    trainer = TRAINED_BY.get(_kind(folder))
+    otherwise = f"{'Name one of them, or run' if others else 'Run'} the notebook that trains it."
+    mend = notebook.first(trainer, trainer[:2]) if trainer else otherwise
+    raise CourseError(f"{folder} is not a model bundle: {what}. {there} {mend}")
+
+
+def _kind(folder):
+    return folder.name.rpartition(".")[2]  # RUN.<name>
+
+
 def open_bundle(folder, *, task=None, split=None):
     """Open a model bundle.
 
@@ -375,11 +412,9 @@ def open_bundle(folder, *, task=None, split=None):
         weights, classes, image size or channels; of another task or split.
     """
     folder = Path(folder)
-    if not ((folder / "card.json").is_file() and (folder / "model.keras").is_file()):
-        raise CourseError(
-            f"{folder} is not a model bundle (model.keras and card.json). Run the notebook that trains it."
-        )
-    again = "Run the notebook that trains the model again."
+    check_bundle(folder)
+    trainer = TRAINED_BY.get(_kind(folder))
+    again = f"Run {f'notebook {trainer}' if trainer else 'the notebook that trains the model'} again."
     try:
         card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
         weights, classes = card["weights"], list(card["classes"])
