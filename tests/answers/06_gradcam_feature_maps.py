@@ -91,6 +91,9 @@ rival = np.repeat(np.exp(-5 * (rows_of**2 + columns_of**2))[None], len(grey), ax
 
 
 # %% 3 right: all images at once, the score from the probability; the rival is the image's own edges
+import cv2
+
+
 def fall(maps):
     order = np.asarray(maps).reshape(len(grey), -1).argsort(axis=1)[:, ::-1]
     flat = grey.reshape(len(grey), -1).copy()
