@@ -125,3 +125,13 @@ def test_a_large_figure_in_colour_is_stored_with_a_palette_and_hardly_changes(mo
     small, picture = Image.open(io.BytesIO(stored[0])), Image.open(whole).convert("RGB")
     assert small.mode == "P" and small.size == picture.size and len(stored[0]) < whole.tell() / 2
     assert np.abs(np.asarray(small.convert("RGB"), float) - np.asarray(picture, float)).mean() < 4
+
+
+def test_titles_of_two_lines_are_not_cut(monkeypatch):
+    stored = []
+    monkeypatch.setattr("IPython.display.display", lambda data, **options: stored.append(data["image/png"]))
+    for columns in (3, 6):
+        fig = plots.grid([np.full((40, 40), 120, np.uint8)] * 6, ["hospital A\nNormal"] * 6, columns=columns)
+        plots.caption(fig, config.start(), "A caption.")
+        plots.show(fig, alt="six grey squares")
+        assert (np.asarray(Image.open(io.BytesIO(stored.pop())))[:2] == 255).all()

@@ -97,6 +97,7 @@ def png(fig, *, colours=256):
     bytes
     """
     buffer, small = io.BytesIO(), io.BytesIO()
+    fig.draw_without_rendering()  # the layout settles at the second drawing: titles were cut at the first
     fig.savefig(buffer, format="png", dpi=100)
     picture = Image.open(buffer).convert("RGB")
     # Most figures are grey: one byte a pixel is then enough, and notebooks stay small.
