@@ -41,8 +41,7 @@ def test_first_code_cell_finds_the_package(code):
 
 
 def test_cells_are_short(code):
-    lines = [source(cell).count("
-") + 1 for cell in code[1:]]  # the first is the same everywhere: tests/test_colab.py
+    lines = [source(cell).count("\n") + 1 for cell in code[1:]]  # the first is the same everywhere: tests/test_colab.py
     assert statistics.median(lines) <= 8 and max(lines) <= 40, f"over 40 lines, or half of them over 8: {BY_HAND}"
 
 
