@@ -8,7 +8,7 @@ def by_name(ill, source):
     return sum(pairs) / len(pairs)
 
 
-# %% 1 right: scikit-learn's AUC, rounded
+# %% 1 right: scikit-learn's AUROC, rounded
 def by_name(ill, source):
     from sklearn.metrics import roc_auc_score
 
@@ -28,7 +28,7 @@ def by_name(ill, source):
     return metrics.weighted_auroc(ill, share > 0.5, np.ones((1, len(ill))))[0]
 
 
-# %% 1 wrong: the accuracy of the majority, instead of an AUC
+# %% 1 wrong: the accuracy of the majority, instead of an AUROC
 def by_name(ill, source):
     share = pd.Series(ill).groupby(source).transform("mean").to_numpy()
     return np.mean((share > 0.5) == ill)
