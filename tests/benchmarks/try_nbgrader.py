@@ -61,6 +61,7 @@ def main(name="01_data"):
         write_text(course / "source" / "cxr" / f"{name}.ipynb", json.dumps(editions.instructor(notebook, tried)))
         # nbgrader executes each hand-in in a folder of its own: the course is found by PYTHONPATH.
         own = {"PYTHONPATH": str(ROOT), "CXR_WORK_DIR": str(folder / "data"), "CXR_QUIET": "1"}
+        own["PATH"] = os.pathsep.join([str(python.parent), os.environ["PATH"]])  # it calls alembic by name
 
         def nbgrader(*command):
             command = [python, "-m", "nbgrader", *command, "--log-level=WARN"]
