@@ -403,8 +403,8 @@ def test_notebooks_are_refreshed_without_traces_and_twice_the_same(tmp_path):
     path = write_notebook(tmp_path, "00_first", IMPORTS, "print(6 * 7)", tags=["kept"])
     raw = json.loads(path.read_text())
     mine = {"name": "mine", "display_name": "Mine"}
-    raw["metadata"] = {"papermill": {"x": 1}, "kernelspec": mine, "ours": 1}
-    raw["cells"][2]["metadata"] = {"execution": {"iopub.status.busy": "2026"}, "papermill": {"duration": 1}}
+    raw["metadata"] = {"papermill": {"x": 1}, "kernelspec": mine, "vscode": {"x": 1}}
+    raw["cells"][2]["metadata"] = {"execution": {"iopub.status.busy": "2026"}, "editable": True}
     del raw["cells"][0]["id"]
     path.write_text(json.dumps(raw))
     assert call(tmp_path, "notebooks").code == 0
@@ -415,8 +415,8 @@ def test_notebooks_are_refreshed_without_traces_and_twice_the_same(tmp_path):
     assert found["cells"][2]["metadata"] == {}
     assert found["metadata"] == {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-        "language_info": {"name": "python"}, "ours": 1,
-    }  # fmt: skip
+        "language_info": {"name": "python"},
+    }
     assert call(tmp_path, "notebooks", "00").code == 0
     assert path.read_bytes() == first
 
