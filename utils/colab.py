@@ -24,8 +24,9 @@ BRANCH = "main"  # whose notebooks the links open
 VERSION = (
     r"\d+(\.\d+)*((a|b|rc)\d+)?(\.post\d+)?(\.dev\d+)?(\+[\w.]+)?"  # those that pip takes: Ubuntu's own are others
 )
-# What must not be older than this. Until 1.7 scikit-learn draws other splits, and 1.6 knows no `curve_kwargs`.
-NEWER = {"scikit-learn": "1.8"}
+# What must not be older: until 1.7 scikit-learn draws other splits, and 1.6 knows no `curve_kwargs`; until 3.14 Keras
+# cannot open the bundle that comes with the course.
+NEWER = {"keras": "3.15", "scikit-learn": "1.8"}
 LINK = "[Open in Colab](https://colab.research.google.com/github{})"
 FIRST_CELL = """import os
 import sys

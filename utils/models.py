@@ -428,12 +428,20 @@ def open_bundle(folder, *, task=None, split=None):
     for name, wanted in (("task", task), ("split", split)):
         if wanted is not None and card.get(name) != wanted:
             raise CourseError(f"{folder} should be of {name} {wanted}, but its card says {card.get(name)}. {again}")
-    try:
-        model = keras.models.load_model(folder / "model.keras", compile=False)
-    except Exception:  # a damaged archive makes Keras raise nearly anything
-        raise CourseError(f"{folder}/model.keras is damaged. {again}") from None
+    model = _load(folder, card, again)
     _require_described(folder, model, options, classes, weights, again)
     return model, options, card
+
+
+def _load(folder, card, again):
+    try:
+        return keras.models.load_model(folder / "model.keras", compile=False)
+    except Exception:  # a damaged archive makes Keras raise nearly anything
+        versions = card.get("versions")
+        made_by = versions.get("keras") if isinstance(versions, dict) else None
+        other = made_by not in (None, keras.__version__)
+        why = f", or comes from Keras {made_by}, which Keras {keras.__version__} here cannot read" if other else ""
+        raise CourseError(f"{folder}/model.keras is damaged{why}. {again}") from None
 
 
 def _require_described(folder, model, options, classes, weights, again):
