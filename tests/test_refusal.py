@@ -9,7 +9,8 @@ import pytest
 from test_export import lively
 from threadpoolctl import threadpool_limits
 
-from utils import classifier, config, images, models, phantom, refusal
+from utils import backbones, classifier, config, images, models, phantom, refusal
+from utils.backend import keras
 from utils.errors import CourseError
 
 SIDE = 128
@@ -200,6 +201,18 @@ def test_features_come_with_the_answer_of_the_model_itself(fitted):
     two = models.ensemble([model, lively(models.small_cnn((32, 32, 1), seed=2, widths=(8, 16)))], [1, 1])
     own = features.shape[1] - refusal.watched(two).output_shape[1][1]
     assert own == -16, "of an ensemble, what each member's last layer sees"
+
+
+def test_other_heads_on_the_same_backbones_have_the_same_features():
+    """So notebook 04 fits the statistics once for a head on two backbones, for another, and for a vote of both."""
+    pixels = prepared(taken(range(6), seed=3), size=32)
+    nets = [lively(models.small_cnn((32, 32, 1), seed=seed, widths=(8, 16))) for seed in (1, 2)]
+    own = [keras.Model(net.input, net.get_layer("average").output, name=f"own{n}") for n, net in enumerate(nets)]
+    two, three = (backbones.classifier(backbones.join(own), classes=n, seed=n) for n in (2, 3))
+    vote = models.ensemble([backbones.classifier(one, classes=3, seed=4) for one in own], [1, 2])
+    first, *others = (refusal.features_of(model, pixels) for model in (two, three, vote))
+    for one in others:
+        np.testing.assert_allclose(one, first, rtol=1e-5, atol=1e-6)
 
 
 def test_what_is_no_number_is_refused(shipped):
