@@ -21,9 +21,8 @@ from utils.errors import CourseError, one_line
 from utils.files import write_text
 
 BRANCH = "main"  # whose notebooks the links open
-VERSION = (
-    r"\d+(\.\d+)*((a|b|rc)\d+)?(\.post\d+)?(\.dev\d+)?(\+[\w.]+)?"  # those that pip takes: Ubuntu's own are others
-)
+# Versions that pip takes; packages of Ubuntu's own may have others.
+VERSION = r"\d+(\.\d+)*((a|b|rc)\d+)?(\.post\d+)?(\.dev\d+)?(\+[\w.]+)?"
 # What must not be older: until 1.7 scikit-learn draws other splits, and 1.6 knows no `curve_kwargs`; until 3.14 Keras
 # cannot open the bundle that comes with the course.
 NEWER = {"keras": "3.15", "scikit-learn": "1.8"}
