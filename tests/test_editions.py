@@ -41,6 +41,7 @@ def test_two_to_four_exercises_each_with_a_hint_and_answers_right_and_wrong(path
     found = editions.exercises(notebook)
     assert 2 <= len(found) <= 4
     for exercise in found:
+        assert exercise.solution["metadata"]["jupyter"] == {"outputs_hidden": True, "source_hidden": True}
         asked = source(notebook["cells"][notebook["cells"].index(exercise.solution) - 1])
         assert asked.startswith(f"### Exercise {exercise.number} · "), asked
         assert "<details><summary>Hint</summary>\n\n" in asked and asked.rstrip().endswith("</details>")

@@ -32,7 +32,10 @@ QUIETLY = """import os, runpy
 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 runpy.run_module("ipykernel_launcher", run_name="__main__")"""
 LAST_LINES = 15  # of a traceback: the raise and the few frames above it
-KEPT = ("tags",)  # metadata of cells that stay when outputs are stored
+KEPT = (
+    "tags",
+    "jupyter",
+)  # metadata of cells that stay when outputs are stored: JupyterLab folds solutions by the second
 
 
 def course_folder():

@@ -121,6 +121,7 @@ def student(notebook):
     edition = _graded(notebook)
     for exercise in exercises(edition):
         exercise.solution["source"] = unanswered("".join(exercise.solution["source"]))
+        exercise.solution["metadata"].pop("jupyter", None)  # folded no longer
         for cell in exercise[1:]:
             cell["metadata"]["tags"].append("raises-exception")
     for cell in edition["cells"]:
