@@ -179,6 +179,8 @@ def test_manifest_and_split_come_back_as_they_were(run, tmp_path):
     manifest.save_split(run, opened, part, "abc")
     again, digest = manifest.open_split(run, opened)
     assert (again == part).all() and digest == "abc"
+    manifest.save(run, tmp_path, table)  # notebook 01 once more, while others read
+    assert manifest.open_split(run, opened)[1] == "abc"
     manifest.save(run, tmp_path, table.iloc[1:])  # a new manifest: the old split must not be taken for its own
     with pytest.raises(CourseError, match="Run notebook 02"):
         manifest.open_split(run, opened)

@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -193,7 +194,7 @@ def prove(folder, numbers=()):
 
 
 def main(argv=None):
-    """Do what the command line says; return the exit code: 0 done, 1 the solved edition does not run, 2 usage."""
+    """Do what the command line says; return the exit code: 0 done, 1 the solved edition does not run, 2 usage, 130 interrupted."""
     parser = argparse.ArgumentParser(
         prog="python -m utils.editions",
         description="Build the students' and the instructors' edition, and run the solved one.",
@@ -201,19 +202,23 @@ def main(argv=None):
     )
     parser.add_argument("numbers", nargs="*", metavar="NN", help="run these notebooks only (default: all)")
     args = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended like that, too, it leaves nothing behind
     target = Path(os.environ.get("CXR_BUILD_DIR") or config.ROOT / "build")
     try:
         course.notebook_paths(args.numbers)  # raises
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".editions-", dir=target) as part:
             build(Path(part))
-            print("Running the solved edition ...", flush=True)
+            print("Running the solved edition, as long as `make course` ...", flush=True)
             if not prove(Path(part) / "instructor", args.numbers):
                 print(f"The solved edition does not run: nothing in {target} was changed.", file=sys.stderr)
                 return 1
             for name in ("student", "instructor"):
                 move_folder(Path(part) / name, target / name)
                 print(f"{target / name}")
+    except KeyboardInterrupt:
+        print("Interrupted: nothing was changed.", file=sys.stderr)
+        return 130
     except CourseError as error:
         print(error, file=sys.stderr)
         return 2

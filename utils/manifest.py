@@ -24,12 +24,13 @@ def save(run, root, manifest):
     root : path-like
         Folder that the manifest's paths start from.
     manifest : pandas.DataFrame
-        With the columns of `utils.sources.COLUMNS` and complete `patient`.
+        With the columns of `utils.sources.COLUMNS` and complete `patient`. A split of the same manifest stays.
     """
-    for later in ("split.csv", "split.json"):  # made from an older manifest
-        (run.processed / later).unlink(missing_ok=True)
-    write_text(run.processed / "manifest.csv", manifest.to_csv(index=False))
     about = {"root": str(Path(root).absolute()), "content": content_hash(manifest), "raw": str(run.raw or "")}
+    split = run.processed / "split.json"
+    if split.exists() and json.loads(split.read_text(encoding="utf-8"))["content"] != about["content"]:
+        split.unlink()
+    write_text(run.processed / "manifest.csv", manifest.to_csv(index=False))
     write_text(run.processed / "manifest.json", json.dumps(about, indent=1) + "\n")
 
 
