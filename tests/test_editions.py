@@ -33,10 +33,6 @@ def source(cell):
     return "".join(cell["source"])
 
 
-def code_of(notebook):
-    return [source(cell) for cell in notebook["cells"] if cell["cell_type"] == "code"]
-
-
 def test_two_to_four_exercises_each_with_a_hint_and_answers_right_and_wrong(path, notebook):
     found = editions.exercises(notebook)
     assert 2 <= len(found) <= 4
@@ -62,15 +58,22 @@ def test_students_get_the_task_and_the_check_but_no_answer_and_no_output(noteboo
     assert text.count("not solved yet") == len(editions.exercises(notebook))
 
 
-def test_instructors_get_the_same_code_and_the_other_answers(path, notebook):
-    edition = editions.instructor(notebook, editions.answers(path.stem))
-    assert code_of(edition) == code_of(notebook)
-    text = "".join(source(cell) for cell in edition["cells"])
-    assert all(answer.code in text and answer.name in text for answer in editions.answers(path.stem))
+def test_instructors_get_the_same_code_and_beside_it_the_other_answers(path, notebook):
+    edition, told = editions.instructor(notebook), editions.told(editions.answers(path.stem))
+    assert [*map(source, edition["cells"])] == [
+        *map(source, notebook["cells"])
+    ]  # nbgrader hands out what is no solution
+    for answer in editions.answers(path.stem):
+        assert answer.code in told and answer.name in told
+
+
+def test_no_link_leads_a_student_to_the_solutions(notebook):
+    assert "colab.research.google.com" in json.dumps(notebook)
+    assert "colab.research.google.com" not in json.dumps(editions.student(notebook))
 
 
 def test_the_cells_metadata_is_nbgraders(notebook):
-    for edition in (editions.student(notebook), editions.instructor(notebook, [])):
+    for edition in (editions.student(notebook), editions.instructor(notebook)):
         marked = [cell["metadata"]["nbgrader"] for cell in edition["cells"] if "nbgrader" in cell["metadata"]]
         assert len({one["grade_id"] for one in marked}) == len(marked) == 2 * len(editions.exercises(notebook))
         assert sum(one.get("points", 0) for one in marked) == len(editions.exercises(notebook))
@@ -132,6 +135,7 @@ def test_the_command_leaves_two_whole_courses_and_nothing_else(built):
             part for part in path.rglob("*") if part.name == "__pycache__" and part.parent == path / "utils" / "web"
         ]
         assert (path / "README.md").exists() and (path / "utils" / "weights").is_dir()
+    assert len(list((built / "instructor" / "answers").glob("*.md"))) == len(course.notebook_paths())
     assert (built / "instructor" / "tests" / "contracts").is_dir() and not (built / "student" / "tests").exists()
 
 

@@ -4,7 +4,7 @@ The notebooks of the course hold their exercises solved. A cell tagged `solution
 BEGIN and END below; the cell tagged `check` behind it says whether an answer is right. From these are made
 
 - `build/student`: the answers taken out, to be written anew; outputs cleared; checks kept,
-- `build/instructor`: everything solved, and behind each check the other answers on which it was tried.
+- `build/instructor`: everything solved, and in `answers/` the other answers on which the checks were tried.
 
 Both are whole courses in themselves, and carry nbgrader's cell metadata. The solved one is run before it is kept.
 """
@@ -30,8 +30,9 @@ BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"  # as nbgrader's own
 YOUR_TURN = (
     '# Your turn: write your answer here, in place of the next line.\nraise NotImplementedError("not solved yet")'
 )
-HANDED_OUT = "README.md LICENSE CITATION.cff Makefile environment.yml pyproject.toml requirements.txt data/README.md figures utils"
-FOR_INSTRUCTORS = "INSTRUCTORS.md tests/contracts"
+HANDED_OUT = """README.md CONTRIBUTING.md INSTRUCTORS.md LICENSE CITATION.cff Makefile environment.yml pyproject.toml
+requirements.txt data/README.md figures utils"""
+FOR_INSTRUCTORS = "tests/contracts"
 
 
 class Exercise(NamedTuple):
@@ -128,23 +129,23 @@ def student(notebook):
     for cell in edition["cells"]:
         if cell["cell_type"] == "code":
             cell.update(outputs=[], execution_count=None)
+        else:  # Colab would open the notebook with its solutions
+            cell["source"] = re.sub(r"^\[Open in Colab\].*\n\n", "", "".join(cell["source"]), flags=re.MULTILINE)
     return edition
 
 
-def instructor(notebook, tried):
-    """Return an instructors' edition: solved, and behind each check the other answers (`tried`) to expect."""
-    edition = _graded(notebook)
-    for exercise in exercises(edition):
-        told = "\n".join(_told(answer) for answer in tried if answer.number == exercise.number)
-        if told:
-            note = {"cell_type": "markdown", "id": f"{exercise.check['id']}-answers", "metadata": {}, "source": told}
-            edition["cells"].insert(edition["cells"].index(exercise.check) + 1, note)
-    return edition
+def instructor(notebook):
+    """Return an instructors' edition: solved, and a source notebook for nbgrader."""
+    return _graded(notebook)
 
 
-def _told(answer):
-    kind = "Also right" if answer.right else "A usual mistake, which the check refuses"
-    return f"**{kind}:** {answer.name}\n\n```python\n{answer.code}\n```\n"
+def told(tried):
+    """Return, as Markdown, the answers on which the checks of a notebook were tried: what to expect of a class."""
+    kinds = {True: "also right", False: "a usual mistake, which the check refuses"}
+    parts = [
+        f"## Exercise {one.number}, {kinds[one.right]}: {one.name}\n\n```python\n{one.code}\n```\n" for one in tried
+    ]
+    return "\n".join(parts)
 
 
 def _graded(notebook):
@@ -171,10 +172,15 @@ def build(folder):
             _copy(config.ROOT / file, folder / name / file)
         for path in course.notebook_paths():
             notebook = report.read_json(path)
-            edition = student(notebook) if name == "student" else instructor(notebook, answers(path.stem))
+            edition = student(notebook) if name == "student" else instructor(notebook)
             write_text(
                 folder / name / "notebooks" / path.name, json.dumps(edition, indent=1, ensure_ascii=False) + "\n"
             )
+
+    for path in course.notebook_paths():
+        write_text(
+            folder / "instructor" / "answers" / f"{path.stem}.md", f"# {path.stem}\n\n{told(answers(path.stem))}"
+        )
 
 
 def _copy(source, target):

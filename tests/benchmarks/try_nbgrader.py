@@ -58,7 +58,7 @@ def main(name="01_data"):
         folder = Path(folder)
         python, course = installed(folder), folder / "course"
         write_text(course / "nbgrader_config.py", CONFIG)
-        write_text(course / "source" / "cxr" / f"{name}.ipynb", json.dumps(editions.instructor(notebook, tried)))
+        write_text(course / "source" / "cxr" / f"{name}.ipynb", json.dumps(editions.instructor(notebook)))
         # nbgrader executes each hand-in in a folder of its own: the course is found by PYTHONPATH.
         own = {"PYTHONPATH": str(ROOT), "CXR_WORK_DIR": str(folder / "data"), "CXR_QUIET": "1"}
         own["PATH"] = os.pathsep.join([str(python.parent), os.environ["PATH"]])  # it calls alembic by name
@@ -69,6 +69,8 @@ def main(name="01_data"):
 
         nbgrader("generate_assignment", "cxr")
         release = report.read_json(course / "release" / "cxr" / f"{name}.ipynb")
+        text = "\n".join("".join(cell["source"]) for cell in release["cells"])
+        assert not any(answer.code in text for answer in tried), "answers are handed out"
         students = {
             "solved": {exercise.number: "".join(exercise.solution["source"]) for exercise in exercises},
             "mistaken": {answer.number: answer.code for answer in tried if not answer.right},
