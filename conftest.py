@@ -43,9 +43,9 @@ TRIED = """
 exec({answer!r}, globals())
 try:
     exec({check!r}, globals())
-except AssertionError as told:
-    assert {wrong}, f"The check refuses a right answer: {{told}}"
-    assert len(str(told)) > 20, "The check says nothing of what is wrong."
+except AssertionError as what_the_check_said:
+    assert {wrong}, f"The check refuses a right answer: {{what_the_check_said}}"
+    assert len(str(what_the_check_said)) > 20, "The check says nothing of what is wrong."
 else:
     assert not {wrong}, "The check lets a wrong answer pass."
 """
