@@ -120,7 +120,7 @@ def answers(name):
 
 def student(notebook):
     """Return a students' edition: answers taken out, outputs cleared; an exercise not solved stops no run."""
-    edition = _graded(notebook)
+    edition = instructor(notebook)
     for exercise in exercises(edition):
         exercise.solution["source"] = unanswered("".join(exercise.solution["source"]))
         exercise.solution["metadata"].pop("jupyter", None)  # folded no longer
@@ -134,11 +134,6 @@ def student(notebook):
     return edition
 
 
-def instructor(notebook):
-    """Return an instructors' edition: solved, and a source notebook for nbgrader."""
-    return _graded(notebook)
-
-
 def told(tried):
     """Return, as Markdown, the answers on which the checks of a notebook were tried: what to expect of a class."""
     kinds = {True: "also right", False: "a usual mistake, which the check refuses"}
@@ -148,8 +143,8 @@ def told(tried):
     return "\n".join(parts)
 
 
-def _graded(notebook):
-    """Return a copy with nbgrader's metadata: a solution is written by the student, a check gives one point."""
+def instructor(notebook):
+    """Return an instructors' edition: solved, with nbgrader's metadata: students write solutions, a check gives a point."""
     edition = copy.deepcopy(notebook)
     for exercise in exercises(edition):
         for cell, is_check in ((exercise.solution, False), (exercise.check, True)):
