@@ -135,8 +135,16 @@ def test_the_command_leaves_two_whole_courses_and_nothing_else(built):
             part for part in path.rglob("*") if part.name == "__pycache__" and part.parent == path / "utils" / "web"
         ]
         assert (path / "README.md").exists() and (path / "utils" / "weights").is_dir()
-    assert len(list((built / "instructor" / "answers").glob("*.md"))) == len(course.notebook_paths())
+    answers = sorted((built / "instructor" / "answers").glob("*.md"))
+    assert [path.stem for path in answers] == [path.stem for path in NOTEBOOKS]
     assert (built / "instructor" / "tests" / "contracts").is_dir() and not (built / "student" / "tests").exists()
+
+
+def test_an_edition_says_that_it_is_one(built):
+    for edition in built.iterdir():
+        done = run(["utils.editions"], edition)
+        assert done.returncode == 2 and "clone of the course" in done.stderr
+        assert not (edition / "build").exists()
 
 
 def test_a_student_runs_all_solves_the_exercises_and_the_checks_say_right(built, tmp_path, work_dir):

@@ -33,6 +33,7 @@ YOUR_TURN = (
 HANDED_OUT = """README.md CONTRIBUTING.md INSTRUCTORS.md LICENSE CITATION.cff Makefile environment.yml pyproject.toml
 requirements.txt data/README.md figures utils"""
 FOR_INSTRUCTORS = "tests/contracts"
+ANSWERS = config.ROOT / "tests" / "answers"
 
 
 class Exercise(NamedTuple):
@@ -110,7 +111,7 @@ def answers(name):
     list of Answer
         Empty where there is no such file.
     """
-    path = config.ROOT / "tests" / "answers" / f"{name}.py"
+    path = ANSWERS / f"{name}.py"
     if not path.exists():
         return []
     parts = re.split(r"^# %% (\d+) (right|wrong): (.+)\n", path.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
@@ -173,9 +174,8 @@ def build(folder):
             )
 
     for path in course.notebook_paths():
-        write_text(
-            folder / "instructor" / "answers" / f"{path.stem}.md", f"# {path.stem}\n\n{told(answers(path.stem))}"
-        )
+        if tried := answers(path.stem):
+            write_text(folder / "instructor" / "answers" / f"{path.stem}.md", f"# {path.stem}\n\n{told(tried)}")
 
 
 def _copy(source, target):
@@ -207,6 +207,8 @@ def main(argv=None):
     target = Path(os.environ.get("CXR_BUILD_DIR") or config.ROOT / "build")
     try:
         course.notebook_paths(args.numbers)  # raises
+        if not ANSWERS.is_dir():
+            raise CourseError("This is an edition itself. Editions are built in a clone of the course's repository.")
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".editions-", dir=target) as part:
             build(Path(part))

@@ -73,8 +73,12 @@ def fit(
     batch_size = min(batch_size, len(train[1]))
     steps = len(train[1]) // batch_size
     schedule = keras.optimizers.schedules.CosineDecay(rate, epochs * steps) if falling else rate
-    loss = "binary_crossentropy" if model.output_shape[-1] == 1 else "sparse_categorical_crossentropy"
-    model.compile(keras.optimizers.Adam(schedule), loss=loss, metrics=["accuracy"])
+    loss, accuracy = "sparse_categorical_crossentropy", keras.metrics.SparseCategoricalAccuracy
+    if model.output_shape[-1] == 1:
+        loss, accuracy = "binary_crossentropy", keras.metrics.BinaryAccuracy
+    # With all variables made before the first step, TensorFlow traces it once, not twice: a second less a training.
+    model.compile(keras.optimizers.Adam(schedule), loss=loss, metrics=[accuracy(name="accuracy")])
+    model.optimizer.build(model.trainable_variables)
     stop = keras.callbacks.EarlyStopping(patience=patience or epochs, restore_best_weights=keep_best)
     history = model.fit(
         batches(*train, seed=seed, size=batch_size, augmentation=augmentation),

@@ -84,3 +84,7 @@ least = 20
 # %% 3 wrong: as many healthy as ill, picked by hand
 ill, least = 100, 87
 in_a_row = 2 * ill
+
+# %% 3 wrong: so many patients that it must be enough
+ill, least = 100, 87
+in_a_row = 100_000
