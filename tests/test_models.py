@@ -57,6 +57,17 @@ def test_the_same_seed_trains_to_the_same_weights_whatever_was_drawn_before(trai
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_training_is_traced_once(classes, monkeypatch):
+    """A variable that is made inside the first step makes TensorFlow trace it a second time."""
+    traced, step = [], keras.Model.train_step
+    monkeypatch.setattr(keras.Model, "train_step", lambda model, data: traced.append(model) or step(model, data))
+    pixels, _ = blobs(66, seed=1)
+    model = models.small_cnn((32, 32, 1), seed=3, classes=classes, widths=(4, 8))
+    training.fit(model, (pixels, np.arange(66) % classes), epochs=2, seed=3, balanced=True)
+    assert traced == [model]
+
+
 def test_a_recipe_is_judged_on_each_row_once_a_seed_and_never_on_what_it_saw():
     labels, patients = np.arange(60) % 2, np.arange(60) // 3
     seen = []
