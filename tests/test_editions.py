@@ -140,6 +140,23 @@ def test_the_command_leaves_two_whole_courses_and_nothing_else(built):
     assert (built / "instructor" / "tests" / "contracts").is_dir() and not (built / "student" / "tests").exists()
 
 
+def test_an_edition_offers_what_it_has_and_no_more(built):
+    for edition in built.iterdir():
+        readme, makefile = (edition / "README.md").read_text("utf-8"), (edition / "Makefile").read_text("utf-8")
+        assert "make lab" in readme and "MIT licence" in readme and "DATASET=darkcovidnet" in readme
+        links = re.findall(r"\]\(([^)#]+)\)", readme)
+        assert links and not [link for link in links if not (edition / link).exists()]
+        targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+        assert {"course", "lab", "site"} <= targets and not {"test", "student", "notebooks", "bench"} & targets
+        assert (
+            "No rule to make target"
+            in subprocess.run(["make", "test"], cwd=edition, capture_output=True, text=True).stderr
+        )
+        asked = set(re.findall(r"`make ([a-z]+)", readme))
+        assert asked <= targets, asked - targets
+    assert not (built / "student" / "INSTRUCTORS.md").exists() and (built / "instructor" / "INSTRUCTORS.md").exists()
+
+
 def test_an_edition_says_that_it_is_one(built):
     for edition in built.iterdir():
         done = run(["utils.editions"], edition)

@@ -30,9 +30,23 @@ BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"  # as nbgrader's own
 YOUR_TURN = (
     '# Your turn: write your answer here, in place of the next line.\nraise NotImplementedError("not solved yet")'
 )
-HANDED_OUT = """README.md CONTRIBUTING.md INSTRUCTORS.md LICENSE CITATION.cff Makefile environment.yml pyproject.toml
-requirements.txt data/README.md figures utils"""
-FOR_INSTRUCTORS = "tests/contracts"
+HANDED_OUT = "LICENSE CITATION.cff environment.yml pyproject.toml requirements.txt data/README.md figures utils"
+FOR_INSTRUCTORS = "INSTRUCTORS.md CONTRIBUTING.md tests/contracts"
+START = """## Start
+
+You need `make`, a Python 3.11, 3.12 or 3.13, and about 4 GB of disk.
+
+```
+make lab        # sets itself up (some minutes), then opens the notebooks in JupyterLab: start with 00_start_here
+make course     # runs every notebook, whatever is solved; open data/runs/phantom-fast/report.html
+```
+
+Each exercise has a cell for your answer, and below it a check: run both. `make site` builds the course as web pages, `make help` lists
+the rest.
+
+*Windows, conda:* `conda env create -f environment.yml`, `conda activate cxr-course`, then `jupyter lab`.
+
+"""  # in the place of what README.md says of the repository
 ANSWERS = config.ROOT / "tests" / "answers"
 
 
@@ -124,7 +138,6 @@ def student(notebook):
     edition = instructor(notebook)
     for exercise in exercises(edition):
         exercise.solution["source"] = unanswered("".join(exercise.solution["source"]))
-        exercise.solution["metadata"].pop("jupyter", None)  # folded no longer
         for cell in exercise[1:]:
             cell["metadata"]["tags"].append("raises-exception")
     for cell in edition["cells"]:
@@ -148,6 +161,7 @@ def instructor(notebook):
     """Return an instructors' edition: solved, with nbgrader's metadata: students write solutions, a check gives a point."""
     edition = copy.deepcopy(notebook)
     for exercise in exercises(edition):
+        exercise.solution["metadata"].pop("jupyter", None)  # folded no longer, nor in what nbgrader makes of it
         for cell, is_check in ((exercise.solution, False), (exercise.check, True)):
             cell["metadata"]["nbgrader"] = {
                 "schema_version": 3,
@@ -166,6 +180,8 @@ def build(folder):
     for name, files in (("student", HANDED_OUT), ("instructor", f"{HANDED_OUT} {FOR_INSTRUCTORS}")):
         for file in files.split():
             _copy(config.ROOT / file, folder / name / file)
+        for file, rewritten in (("README.md", _readme), ("Makefile", _makefile)):
+            write_text(folder / name / file, rewritten((config.ROOT / file).read_text(encoding="utf-8")))
         for path in course.notebook_paths():
             notebook = report.read_json(path)
             edition = student(notebook) if name == "student" else instructor(notebook)
@@ -176,6 +192,19 @@ def build(folder):
     for path in course.notebook_paths():
         if tried := answers(path.stem):
             write_text(folder / "instructor" / "answers" / f"{path.stem}.md", f"# {path.stem}\n\n{told(tried)}")
+
+
+def _readme(text):
+    """Leave out what holds in the repository alone: its tests, its solutions, and how it is taught and changed."""
+    text = re.sub(r"^## Two commands\n.*?(?=^## )", START, text, flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"^\*To teach with it:\*.*\n\n", "", text, flags=re.MULTILINE)
+    return re.sub(r"^## How it is built\n.*?(?=^MIT licence)", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def _makefile(text):
+    gone = "test|student|notebooks|bench"
+    text = re.sub(rf"^({gone}): .*\n(\t.*\n)+\n", "", text, flags=re.MULTILINE)
+    return re.sub(r"^\.PHONY:.*", lambda line: re.sub(rf" ({gone})\b", "", line[0]), text, flags=re.MULTILINE)
 
 
 def _copy(source, target):

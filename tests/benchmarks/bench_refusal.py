@@ -123,7 +123,7 @@ def main():
     )
     parser.add_argument("--photos")
     parser.add_argument("--profile", default="fast", choices=config.PROFILES)
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()  # bundles may follow the options
     runs = [(config.start(dataset, args.profile, args.raw), name) for dataset, _, name in (one.partition(":") for one in args.bundles)
             if Path(args.raw).is_dir()]  # fmt: skip
     runs = [(run, name) for run, name in runs if run.bundle(name).is_dir()]
