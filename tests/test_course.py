@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -419,6 +420,20 @@ def test_notebooks_are_refreshed_without_traces_and_twice_the_same(tmp_path):
     }
     assert call(tmp_path, "notebooks", "00").code == 0
     assert path.read_bytes() == first
+
+
+def test_tables_with_a_style_are_stored_without_random_names_and_addresses(tmp_path):
+    table = "import pandas as pd\npd.DataFrame({'file': [1, 2]}).style.hide(axis='index').set_properties(color='red')"
+    path = write_notebook(tmp_path, "00_first", table, table)
+    stored = []
+    for _ in range(2):
+        assert call(tmp_path, "notebooks").code == 0
+        stored.append(path.read_bytes())
+    assert stored[0] == stored[1] and b" at 0x" not in stored[0]
+    pages = ["".join(cell["outputs"][0]["data"]["text/html"]) for cell in json.loads(stored[0])["cells"][-2:]]
+    names = [set(re.findall(r'table id="([\w-]+)"', page)) for page in pages]
+    assert len(names[0]) == len(names[1]) == 1 and names[0] != names[1]  # on one page, two tables need two names
+    assert all(f"#{name.pop()}_row0_col0" in page for name, page in zip(names, pages))
 
 
 def test_notebook_that_breaks_stays_as_it_was(tmp_path):

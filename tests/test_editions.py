@@ -74,6 +74,7 @@ def test_no_link_leads_a_student_to_the_solutions(notebook):
 
 def test_the_cells_metadata_is_nbgraders(notebook):
     for edition in (editions.student(notebook), editions.instructor(notebook)):
+        assert not any("jupyter" in cell["metadata"] for cell in edition["cells"])  # folded no longer
         marked = [cell["metadata"]["nbgrader"] for cell in edition["cells"] if "nbgrader" in cell["metadata"]]
         assert len({one["grade_id"] for one in marked}) == len(marked) == 2 * len(editions.exercises(notebook))
         assert sum(one.get("points", 0) for one in marked) == len(editions.exercises(notebook))
@@ -143,15 +144,18 @@ def test_the_command_leaves_two_whole_courses_and_nothing_else(built):
 def test_an_edition_offers_what_it_has_and_no_more(built):
     for edition in built.iterdir():
         readme, makefile = (edition / "README.md").read_text("utf-8"), (edition / "Makefile").read_text("utf-8")
-        assert "make lab" in readme and "MIT licence" in readme and "DATASET=darkcovidnet" in readme
+        assert (
+            "make lab" in readme
+            and "You need `make`, a Python 3." in readme
+            and "MIT licence" in readme
+            and "DATASET=darkcovidnet" in readme
+        )
         links = re.findall(r"\]\(([^)#]+)\)", readme)
         assert links and not [link for link in links if not (edition / link).exists()]
         targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
         assert {"course", "lab", "site"} <= targets and not {"test", "student", "notebooks", "bench"} & targets
-        assert (
-            "No rule to make target"
-            in subprocess.run(["make", "test"], cwd=edition, capture_output=True, text=True).stderr
-        )
+        asked_for = subprocess.run(["make", "test"], cwd=edition, capture_output=True, text=True)
+        assert "No rule to make target" in asked_for.stderr
         asked = set(re.findall(r"`make ([a-z]+)", readme))
         assert asked <= targets, asked - targets
     assert not (built / "student" / "INSTRUCTORS.md").exists() and (built / "instructor" / "INSTRUCTORS.md").exists()

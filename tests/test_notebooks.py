@@ -63,6 +63,7 @@ def test_outputs_are_stored_small_and_clean(notebook, code):
         shown = json.dumps({key: value for key, value in output.items() if key != "metadata"})
         path = re.search(r"(?<![\w.])/(home|root|tmp|work|Users)/", shown)
         assert not path, f"a path of one computer is stored: {BY_HAND}\n{shown[:300]}"
+        assert " at 0x" not in shown, f"an address in memory is stored: {MEND}\n{shown[:300]}"
         if "image/png" in output.get("data", {}):
             alt = output["metadata"].get("image/png", {}).get("alt", "")
             assert len(alt) > 20, f"a figure without alternative text, use plots.show(fig, alt=...): {BY_HAND}"

@@ -517,6 +517,15 @@ def _stripped(notebook):
     for cell in notebook.cells:
         for key in set(cell.metadata).difference(KEPT):
             del cell.metadata[key]
+        # Addresses in memory, and the names that pandas draws at random for the styles of a table.
+        random_names = {
+            "text/plain": (r" at 0x[0-9a-f]+", ""),
+            "text/html": (r"\bT_[0-9a-f]{5}(?=_|\b)", f"T_{cell.id}"),
+        }
+        for output in cell.get("outputs", []):
+            for kind, (pattern, name) in random_names.items():
+                if kind in output.get("data", {}):
+                    output.data[kind] = re.sub(pattern, name, output.data[kind])
     notebook.metadata.clear()
     notebook.metadata.kernelspec = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook.metadata.language_info = {"name": "python"}

@@ -34,7 +34,7 @@ HANDED_OUT = "LICENSE CITATION.cff environment.yml pyproject.toml requirements.t
 FOR_INSTRUCTORS = "INSTRUCTORS.md CONTRIBUTING.md tests/contracts"
 START = """## Start
 
-You need `make`, a Python 3.11, 3.12 or 3.13, and about 4 GB of disk.
+{needed}
 
 ```
 make lab        # sets itself up (some minutes), then opens the notebooks in JupyterLab: start with 00_start_here
@@ -196,7 +196,8 @@ def build(folder):
 
 def _readme(text):
     """Leave out what holds in the repository alone: its tests, its solutions, and how it is taught and changed."""
-    text = re.sub(r"^## Two commands\n.*?(?=^## )", START, text, flags=re.MULTILINE | re.DOTALL)
+    start = START.format(needed=re.search(r"^You need `make`.*?disk\.", text, re.MULTILINE)[0])
+    text = re.sub(r"^## Two commands\n.*?(?=^## )", start, text, flags=re.MULTILINE | re.DOTALL)
     text = re.sub(r"^\*To teach with it:\*.*\n\n", "", text, flags=re.MULTILINE)
     return re.sub(r"^## How it is built\n.*?(?=^MIT licence)", "", text, flags=re.MULTILINE | re.DOTALL)
 

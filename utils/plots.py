@@ -15,6 +15,7 @@ BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E
 LIGHT_GREY = "#C8C8C8"
 LARGE = 20_000  # bytes of a stored figure
 CYCLE = (BLUE, ORANGE, GREEN, RED, PURPLE, GREY)
+MARKERS = "osD^vP"  # one for each colour: who sees grey tells them apart, too
 STYLE = {
     "figure.dpi": 100,
     "figure.facecolor": "white",
